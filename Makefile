@@ -1,0 +1,121 @@
+# weft: see README.md. `make test` is all a newcomer needs.
+#
+#   make            the program, build/weft
+#   make test       every test            make san    the same under ASan and UBSan
+#   make check      format, include directions, warnings, cppcheck
+#   make fuzz       a million executions of each parser, with coverage
+#   make deps       the packages weft is built from
+#   make install    PREFIX=/usr/local
+
+CONFIG ?= release
+PREFIX ?= /usr/local
+B      := build/$(CONFIG)
+
+WARN := -Wall -Wextra -Wpedantic -Wshadow -Wvla -Wwrite-strings -Wmissing-prototypes \
+        -Wstrict-prototypes -fno-common $(if $(CI),-Werror)
+CPPFLAGS += -I. -D_GNU_SOURCE -DWEFT_PREFIX='"$(PREFIX)"' -MMD -MP
+LIBS     := -ldnnl -lpng -ljansson -lpcre2-8 -lutf8proc -lcrypto -lz -lm
+
+CFLAGS_release := -O2 -g
+CFLAGS_san     := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all \
+                  -fno-omit-frame-pointer
+CFLAGS_fuzz    := -O1 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all \
+                  -fprofile-instr-generate -fcoverage-mapping
+CFLAGS_check   := $(CFLAGS_release)
+CC_release := gcc
+CC_check   := gcc
+CC_san     := gcc
+CC_fuzz    := clang
+CC         := $(CC_$(CONFIG))
+CFLAGS     += -std=c11 $(CFLAGS_$(CONFIG)) $(WARN) -fopenmp
+LDFLAGS    += $(CFLAGS_$(CONFIG)) -fopenmp
+# The vector kernels are one source compiled for each instruction set; contraction is what fma is.
+$(B)/unet/cpu/kernels_%.o: CFLAGS += -O3 -ffp-contract=fast
+ifeq ($(shell uname -m),x86_64)
+$(B)/unet/cpu/kernels_avx512.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c \
+                                          -mprefer-vector-width=512
+$(B)/unet/cpu/kernels_avx2.o: CFLAGS += -mavx2 -mfma -mf16c
+endif
+
+LIB_SRC  := $(wildcard unet/*.c unet/cpu/*.c store/*.c retrieve/*.c compose/*.c)
+CLI_SRC  := $(wildcard cli/*.c)
+TEST_SRC := $(wildcard tests/*.c)
+LIB_OBJ  := $(LIB_SRC:%.c=$(B)/%.o)
+CLI_OBJ  := $(CLI_SRC:%.c=$(B)/%.o)
+TEST_OBJ := $(TEST_SRC:%.c=$(B)/%.o)
+WEFT     := $(if $(filter release,$(CONFIG)),build/weft,$(B)/weft)
+TESTS    := $(B)/weft-tests
+
+# `make V=1` shows whole commands.
+ifeq ($(V),)
+.SILENT:
+say = @echo "  $(1)  $@"
+endif
+
+.PHONY: all
+all: $(WEFT)
+
+$(WEFT): $(CLI_OBJ) $(B)/libweft.a
+	$(call say,LD)
+	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+$(B)/libweft.a: $(LIB_OBJ)
+	$(call say,AR)
+	@rm -f $@
+	ar rcs $@ $^
+
+$(TESTS): $(TEST_OBJ) $(B)/libweft.a
+	$(call say,LD)
+	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS) -lcriterion
+
+$(B)/%.o: %.c Makefile
+	$(call say,CC)
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
+
+-include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_OBJ:.o=.d)
+
+# ---- what people type ------------------------------------------------------------------------
+
+.PHONY: deps
+deps:
+	@.ci/deps
+
+.PHONY: test
+test: deps
+	@$(MAKE) --no-print-directory -j$$(nproc) $(WEFT) $(TESTS)
+	@.ci/test $(WEFT) $(TESTS)
+
+.PHONY: san
+san: deps
+	@$(MAKE) --no-print-directory -j$$(nproc) CONFIG=san san-run
+.PHONY: san-run
+san-run: $(WEFT) $(TESTS)
+	@.ci/test --san $(WEFT) $(TESTS) $(SUITES)
+
+.PHONY: check
+check: deps
+	@.ci/check
+
+.PHONY: fuzz
+fuzz: deps
+	@.ci/deps --check
+	@$(MAKE) --no-print-directory -j$$(nproc) CONFIG=fuzz fuzz-build
+	@.ci/fuzz $(or $(RUNS),1000000)
+FUZZ_SRC := $(wildcard tests/fuzz/*.c)
+.PHONY: fuzz-build
+fuzz-build: $(FUZZ_SRC:tests/fuzz/%.c=$(B)/%)
+$(B)/fuzz_%: $(B)/tests/fuzz/fuzz_%.o $(B)/libweft.a
+	$(call say,LD)
+	$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS)
+
+.PHONY: clean
+clean:
+	rm -rf build/release build/san build/fuzz build/check build/weft
+.PHONY: distclean
+distclean:
+	rm -rf build
+
+.PHONY: install
+install: all
+	install -D -m 755 build/weft $(DESTDIR)$(PREFIX)/bin/weft

@@ -1,0 +1,33 @@
+/* weft help [COMMAND] */
+#include "cli.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static int run(const struct command *self, int argc, char **argv)
+{
+    (void)self;
+    if (argc < 2) {
+        puts("weft: find, trust and combine your LoRAs; native, offline\n");
+        for (int i = 0; commands[i]; i++)
+            printf("  %-34s%s\n", commands[i]->usage, commands[i]->about);
+        puts("\n`weft help COMMAND` is complete. `weft --version` says which this is.");
+        return EXIT_DONE;
+    }
+    for (int i = 0; commands[i]; i++)
+        if (!strcmp(argv[1], commands[i]->name)) {
+            printf("%s\n\n%s\n", commands[i]->usage, commands[i]->about);
+            if (commands[i]->help)
+                commands[i]->help(commands[i]);
+            return EXIT_DONE;
+        }
+    fprintf(stderr, "weft: no command '%.80s'; `weft help` lists them\n", argv[1]);
+    return EXIT_USAGE;
+}
+
+const struct command command_help = {
+    .name = "help",
+    .usage = "weft help [COMMAND]",
+    .about = "what a command does, with all its options",
+    .run = run,
+};

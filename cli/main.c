@@ -1,0 +1,38 @@
+/* weft: the program. One file a subcommand; this one finds it. */
+#include "cli.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+const struct command *const commands[] = {&command_help, NULL};
+
+/* GNU's OpenMP lets a thread that waits for the others spin for milliseconds. On a machine that is busy
+ * with something else as well, that made a picture take twenty times as long (20 s instead of 0.9). A
+ * short spin costs nothing on a quiet one. It reads its settings before main, so this starts again. */
+static void wait_briefly(char **argv)
+{
+    if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") ||
+        setenv("GOMP_SPINCOUNT", "3000", 1))
+        return;
+    execv("/proc/self/exe", argv);
+}
+
+int main(int argc, char **argv)
+{
+    wait_briefly(argv);
+    if (argc < 2)
+        return command_help.run(&command_help, 0, NULL);
+    if (!strcmp(argv[1], "--version") || !strcmp(argv[1], "version")) {
+        puts("weft " WEFT_VERSION);
+        return EXIT_DONE;
+    }
+    if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"))
+        return command_help.run(&command_help, 0, NULL);
+    for (int i = 0; commands[i]; i++)
+        if (!strcmp(argv[1], commands[i]->name))
+            return commands[i]->run(commands[i], argc - 1, argv + 1);
+    fprintf(stderr, "weft: no command '%.80s'; `weft help` lists them\n", argv[1]);
+    return EXIT_USAGE;
+}

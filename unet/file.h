@@ -1,0 +1,24 @@
+/* file.h: whole files, read with a limit and replaced without ever being half there. */
+#ifndef WEFT_FILE_H
+#define WEFT_FILE_H
+
+#include "err.h"
+
+/* Writes bytes to path by way of a temporary file beside it: written, synced, renamed. Nothing is
+ * left behind on failure. The message begins with the path. */
+int file_replace(const char *path, const void *bytes, size_t size, struct err *err);
+
+/* Whether file_replace could write there now: folder, permission, kind. Leaves nothing behind. */
+int file_can_replace(const char *path, struct err *err);
+
+/* Reads a whole file of at most max bytes. *out is malloc'd and has a NUL after its last byte;
+ * size may be NULL. */
+int file_read(char **out, size_t *size, const char *path, size_t max, struct err *err);
+
+/* A new string "dir/name". NULL when there is no memory. */
+char *file_join(const char *dir, const char *name);
+
+/* 1 a regular file, 2 a directory, 0 neither or not there. */
+int file_kind(const char *path);
+
+#endif
