@@ -1,0 +1,179 @@
+/* Fuzzes the prompt parsers. The first byte chooses whether the rest is a text or picks the
+ * pieces of one; the second, how many steps and how long the chunks are. What they give must
+ * hold together. */
+#include "unet/prompt.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static const char *const pieces[] = {
+    "(",
+    ")",
+    "[",
+    "]",
+    ":",
+    "|",
+    "\\",
+    "a",
+    "b",
+    ",",
+    " ",
+    "1",
+    "0.5",
+    ":2]",
+    ":.5]",
+    ":1.2)",
+    " AND ",
+    " BREAK ",
+    "<lora:",
+    "<locon:",
+    "<x:",
+    ">",
+    "<",
+    "te=",
+    "unet=",
+    "=",
+    "e9",
+    "-",
+    "+",
+    "\n",
+    "[a|b]",
+    "[a:2]",
+    "(a:2)",
+    "\xc3\xa9",
+    "\xe7\x8c\xab",
+    ".",
+    "((((",
+    "))))",
+    "a, b, ",
+    "<|endoftext|>",
+    "\xe3\x80\x80",
+    "\xd9\xa1",
+    "999999999999999999",
+    "AND",
+    "BREAK",
+    "_",
+};
+#define N_PIECES (sizeof pieces / sizeof *pieces)
+
+static struct tokenizer *letters(const char *config)
+{
+    static const char vocab[] =
+        "{\"<|startoftext|>\":0,\"<|endoftext|>\":1,\"!\":2,\",</w>\":3,\"a</w>\":4,\"b</w>\":5,"
+        "\"a\":6,\"b\":7,\"1</w>\":8,\"ab</w>\":9}";
+    static const char merges[] = "a b</w>\n";
+    struct tokenizer_files f = {.vocab = {vocab, sizeof vocab - 1},
+                                .merges = {merges, sizeof merges - 1},
+                                .config = {config, strlen(config)}};
+    struct tokenizer *t = NULL;
+    int rc = tokenizer_parse(&t, &f, "letters", NULL);
+    assert(rc == 0);
+    return rc == 0 ? t : NULL;
+}
+
+static void check_chunks(const struct tokenizer *t, const char *text, int length)
+{
+    struct prompt_chunks c;
+    struct err err;
+    int more = 0;
+
+    if (prompt_chunks_make(&c, t, text, length, &err) < 0) {
+        assert(!c.id && !c.weight && *err.msg);
+        return;
+    }
+    if (c.n_chunk < 4096)
+        more = prompt_chunks_pad(&c, t, c.n_chunk + 1, &err) == 0;
+    assert(more || c.n_chunk == 4096);
+    for (int i = 0; i < c.n_chunk * length; i++) {
+        assert(c.id[i] >= 0 && c.id[i] < tokenizer_size(t) && isfinite(c.weight[i]));
+        assert(i % length || (c.id[i] == tokenizer_bos(t) && c.weight[i] == 1));
+        assert(c.weighted || c.weight[i] == 1);
+    }
+    prompt_chunks_release(&c);
+}
+
+static void check_spans(const char *text)
+{
+    struct prompt_spans s;
+    size_t n = 0;
+
+    if (prompt_spans_parse(&s, text, NULL) < 0)
+        return;
+    for (size_t i = 0; i < s.n; i++) {
+        n += strlen(s.span[i].text);
+        assert(isfinite(s.span[i].weight));
+        assert(!s.span[i].is_break || !strcmp(s.span[i].text, "BREAK"));
+    }
+    assert(s.n > 0 && n <= strlen(text));
+    prompt_spans_release(&s);
+}
+
+static void check_stages(const struct tokenizer *t, const char *text, int steps, int length)
+{
+    struct prompt_stages s;
+
+    if (prompt_stages_parse(&s, text, steps, NULL) < 0)
+        return;
+    assert(s.n >= 1 && s.n <= (size_t)steps && s.stage[s.n - 1].until == steps);
+    for (size_t i = 0; i < s.n; i++) {
+        assert(s.stage[i].until > (i ? s.stage[i - 1].until : 0));
+        assert(strlen(s.stage[i].text) <= strlen(text));
+        check_chunks(t, s.stage[i].text, length);
+    }
+    prompt_stages_release(&s);
+}
+
+static void check(const struct tokenizer *t, const char *text, int steps, int length)
+{
+    struct prompt p;
+    struct err err;
+
+    check_spans(text);
+    check_stages(t, text, steps, length);
+    if (prompt_read(&p, text, &err) < 0) {
+        assert(!p.part && !p.adapter && *err.msg);
+        return;
+    }
+    assert(p.n_part > 0);
+    for (size_t i = 0; i < p.n_adapter; i++)
+        assert(*p.adapter[i].name && isfinite(p.adapter[i].te) && isfinite(p.adapter[i].unet));
+    for (size_t i = 0; i < p.n_part; i++) {
+        assert(isfinite(p.part[i].weight));
+        check_stages(t, p.part[i].text, steps, length);
+    }
+    prompt_release(&p);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    static struct tokenizer *t[2];
+    size_t longest = 0, n = 0;
+
+    if (!t[0]) {
+        t[0] = letters("{}");
+        t[1] = letters("{\"pad_token\":\"!\"}");
+    }
+    if (size < 2)
+        return 0;
+    for (size_t i = 0; i < N_PIECES; i++)
+        longest = strlen(pieces[i]) > longest ? strlen(pieces[i]) : longest;
+    char *text = malloc(longest * size);
+    if (!text)
+        return 0;
+    for (size_t i = 2; i < size; i++)
+        if (data[0] % 4 == 0) {
+            text[n++] = (char)(data[i] ? data[i] : ' ');
+        } else {
+            const char *piece = pieces[data[i] % N_PIECES];
+            memcpy(text + n, piece, strlen(piece));
+            n += strlen(piece);
+        }
+    text[n] = 0;
+    check(t[data[0] >> 7], text, 1 + data[1] % 12, 3 + (data[1] >> 4));
+    free(text);
+    return 0;
+}
