@@ -1,0 +1,134 @@
+#include "backend.h"
+
+#include <assert.h>
+#include <math.h>
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+
+extern const struct backend backend_ref, backend_ref64, backend_cpu;
+
+static const struct backend *const backends[] = {&backend_cpu, &backend_ref, &backend_ref64, NULL};
+
+const struct backend *const *backend_list(void)
+{
+    return backends;
+}
+
+int device_open(struct device **out, const char *name, const struct device_options *o,
+                struct err *err)
+{
+    static const struct device_options defaults;
+    const struct backend *be = NULL;
+
+    *out = NULL;
+    for (int i = 0; backends[i]; i++)
+        if (!strcmp(backends[i]->name, name))
+            be = backends[i];
+    if (!be)
+        return err_set(err, ERR_ARG, "no device '%s' in this build; known: cpu, ref, ref64", name);
+    struct device *dev = calloc(1, sizeof *dev);
+    if (!dev)
+        return err_nomem(err, sizeof *dev);
+    if (!o)
+        o = &defaults;
+    dev->be = be;
+    dev->threads = o->threads > 0 ? o->threads : omp_get_max_threads();
+    dev->isa = ISA_PLAIN;
+    int rc = be->open(dev, o, err);
+    if (rc < 0) {
+        free(dev);
+        return rc;
+    }
+    *out = dev;
+    return 0;
+}
+
+void device_close(struct device *dev)
+{
+    if (!dev)
+        return;
+    dev->be->close(dev);
+    free(dev);
+}
+
+struct tensor tensor_rows(const struct tensor *t, int row, int n)
+{
+    struct tensor v = *t;
+    assert(row >= 0 && n > 0 && row + n <= t->n);
+    v.n = n;
+    if (t->data) {
+        size_t one = (size_t)t->h * (size_t)t->w * (size_t)t->c;
+        v.data = (char *)t->data + (size_t)row * one * t->dev->value_size;
+    }
+    return v;
+}
+
+void layer_release(struct device *dev, struct layer *l)
+{
+    dev->be->layer_release(dev, l);
+    l->impl = NULL;
+}
+
+int array_to_finite(const struct array *a, float *out, const char *name, struct err *err)
+{
+    size_t n = array_count(a);
+
+    if (!array_readable(a))
+        return err_set(err, ERR_UNSUPPORTED, "%s: type %s is not one weft computes with", name,
+                       dtype_name(a->dtype));
+    array_to_f32(a, out);
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(out[i]))
+            return err_set(err, ERR_FORMAT,
+                           "%s: value %zu is %s: the file is damaged or training diverged", name, i,
+                           isnan(out[i]) ? "NaN" : "infinite");
+    return 0;
+}
+
+/* c values of `a` in device memory, as float32 whatever the device computes in. */
+static float *device_floats(struct device *dev, const struct array *a, const char *name,
+                            struct err *err)
+{
+    size_t n = array_count(a);
+    float *host = malloc(n * sizeof *host), *p = NULL;
+
+    if (!host) {
+        err_nomem(err, n * sizeof *host);
+        return NULL;
+    }
+    if (array_to_finite(a, host, name, err) == 0) {
+        p = dev->be->alloc(dev, n * sizeof *p);
+        if (p)
+            dev->be->store(dev, p, host, n);
+        else
+            err_nomem(err, n * sizeof *p);
+    }
+    free(host);
+    return p;
+}
+
+int norm_init(struct device *dev, struct norm *g, const char *name, int groups, float eps,
+              const struct array *gamma, const struct array *beta, struct err *err)
+{
+    memset(g, 0, sizeof *g);
+    assert(array_count(gamma) == array_count(beta));
+    g->name = name;
+    g->c = (int)array_count(gamma);
+    g->groups = groups;
+    g->eps = eps;
+    g->gamma = device_floats(dev, gamma, name, err);
+    if (g->gamma)
+        g->beta = device_floats(dev, beta, name, err);
+    if (g->beta)
+        return 0;
+    norm_release(dev, g);
+    return err ? err->code : ERR_NOMEM;
+}
+
+void norm_release(struct device *dev, struct norm *g)
+{
+    dev->be->free(dev, g->gamma);
+    dev->be->free(dev, g->beta);
+    g->gamma = g->beta = NULL;
+}

@@ -1,0 +1,145 @@
+/* backend.h: where arithmetic happens.
+ *
+ * A backend is one table of functions on tensors; a device is a backend that has been opened. The
+ * networks never call the table: they call the op_ functions of ops.h, which check shapes, place
+ * results and then come here.
+ *
+ *   ref    plain C in float, ref64 the same source in double: what every op is checked against
+ *   cpu    oneDNN and our own vector kernels
+ *
+ * All tensors are dense and channels last, [n, h*w, c]. Outputs never alias inputs unless the
+ * comment says they may.
+ */
+#ifndef WEFT_BACKEND_H
+#define WEFT_BACKEND_H
+
+#include "err.h"
+#include "tensor.h"
+
+struct layer;
+struct norm;
+struct backend;
+
+/* The widest vector instructions our own kernels may use. */
+enum isa { ISA_BEST, ISA_PLAIN, ISA_AVX2, ISA_AVX512 };
+
+struct device_options {
+    int threads;  /* 0: all the process may use */
+    enum isa isa; /* ISA_BEST: what the processor has. oneDNN has its own ONEDNN_MAX_CPU_ISA */
+};
+
+struct device {
+    const struct backend *be;
+    size_t value_size; /* bytes of one value of a tensor: 4, or 8 on ref64 */
+    int threads;
+    enum isa isa; /* what was chosen; ISA_PLAIN where it does not apply */
+    void *impl;   /* the backend's own */
+};
+
+enum act { ACT_NONE, ACT_SILU, ACT_GELU, ACT_GELU_TANH, ACT_QUICK_GELU };
+
+/* A linear or convolution layer: y = W x + b. Filled in by the loader (model code), packed by the
+ * device at first use, released with layer_release. */
+struct layer {
+    const char *name; /* diffusers name, "down_blocks.0.resnets.0.conv1"; borrowed */
+    int site;         /* index into the model's sites, -1 where no adapter can act */
+    int out, in;
+    int kh, kw, stride; /* 1, 1, 1 for a linear layer */
+    int pad[4];         /* zeros added on top, left, bottom, right */
+    struct array w;     /* [out, in] or [out, in, kh, kw]; borrowed for the layer's life */
+    struct array b;     /* [out]; data NULL: no bias */
+    void *impl;         /* the device's packed form, NULL until used */
+};
+
+/* Scale and shift of a group or layer norm. */
+struct norm {
+    const char *name;
+    int c;
+    int groups; /* 0 for a layer norm */
+    float eps;
+    float *gamma, *beta; /* [c], in the device's memory as float32; owned */
+};
+
+/* How an attention is masked: ordinary or each query sees keys up to its own place. */
+struct attention {
+    int heads;   /* c of q must be a multiple */
+    bool causal; /* CLIP's text tower */
+};
+
+struct backend {
+    const char *name;
+    const char *about; /* one line for people */
+
+    int (*open)(struct device *dev, const struct device_options *o, struct err *err);
+    void (*close)(struct device *dev);
+
+    /* Device memory, 64-byte aligned. NULL when there is none. */
+    void *(*alloc)(struct device *dev, size_t bytes);
+    void (*free)(struct device *dev, void *p);
+    /* n host floats into device memory that was taken for n floats. */
+    void (*store)(struct device *dev, float *p, const float *host, size_t n);
+    /* Host floats to and from a tensor of t's whole size. */
+    int (*upload)(struct device *dev, struct tensor *t, const float *host, struct err *err);
+    int (*download)(struct device *dev, float *host, const struct tensor *t, struct err *err);
+
+    /* Frees l->impl. NULL-safe. */
+    void (*layer_release)(struct device *dev, struct layer *l);
+
+    /* y = W x + b, or y += W x + b when accumulate. Packs the weight at first use.
+     * x [n, h*w, in], y [n, oh*ow, out]. */
+    int (*layer)(struct device *dev, struct tensor *y, const struct layer *l,
+                 const struct tensor *x, bool accumulate, struct err *err);
+
+    /* Group norm over (h*w, c/groups) of x + add, then the activation. add is [n, 1, c] or NULL.
+     * y may be x. */
+    int (*group_norm)(struct device *dev, struct tensor *y, const struct norm *g,
+                      const struct tensor *x, const struct tensor *add, enum act act,
+                      struct err *err);
+    /* Layer norm over c. */
+    int (*layer_norm)(struct device *dev, struct tensor *y, const struct norm *g,
+                      const struct tensor *x, struct err *err);
+
+    /* o = softmax(q kᵀ / sqrt(c/heads)) v, a head at a time. q, o [n, lq, c]; k, v [n, lk, c].
+     * The logits are never held whole. scratch has attention_scratch() bytes. */
+    size_t (*attention_scratch)(struct device *dev, const struct tensor *q, const struct tensor *k,
+                                const struct attention *a);
+    int (*attention)(struct device *dev, struct tensor *o, const struct tensor *q,
+                     const struct tensor *k, const struct tensor *v, const struct attention *a,
+                     void *scratch, struct err *err);
+
+    /* y = act(x); y may be x. */
+    int (*activate)(struct device *dev, struct tensor *y, const struct tensor *x, enum act act,
+                    struct err *err);
+    /* y[.., i] = x[.., i] * gelu(x[.., c + i]); x has 2c channels. */
+    int (*geglu)(struct device *dev, struct tensor *y, const struct tensor *x, struct err *err);
+
+    /* y = clamp(sum_i coef[i] * x[i]); clamp 0: none, else to ±clamp. y may be one of x. */
+    int (*lincomb)(struct device *dev, struct tensor *y, int n, const double *coef,
+                   const struct tensor *const *x, double clamp, struct err *err);
+    /* y = a * x + b; y may be x. */
+    int (*affine)(struct device *dev, struct tensor *y, const struct tensor *x, double a, double b,
+                  struct err *err);
+    /* y [.., a.c + b.c] = a beside b. */
+    int (*concat)(struct device *dev, struct tensor *y, const struct tensor *a,
+                  const struct tensor *b, struct err *err);
+    /* Nearest neighbour to y's size, as torch: source row = floor(row * h / H). */
+    int (*upsample)(struct device *dev, struct tensor *y, const struct tensor *x, struct err *err);
+};
+
+/* Opens the backend of that name. Close with device_close. */
+int device_open(struct device **out, const char *name, const struct device_options *o,
+                struct err *err);
+void device_close(struct device *dev);
+/* All backends, NULL-terminated. */
+const struct backend *const *backend_list(void);
+
+void layer_release(struct device *dev, struct layer *l);
+/* Takes gamma and beta from arrays of c values. */
+int norm_init(struct device *dev, struct norm *g, const char *name, int groups, float eps,
+              const struct array *gamma, const struct array *beta, struct err *err);
+void norm_release(struct device *dev, struct norm *g);
+
+/* Converts a's values to float32 and refuses infinities and NaN, naming `name`. */
+int array_to_finite(const struct array *a, float *out, const char *name, struct err *err);
+
+#endif

@@ -1,0 +1,28 @@
+/* cpu.h: what the files of the CPU backend share. */
+#ifndef WEFT_CPU_H
+#define WEFT_CPU_H
+
+#include "kernels.h"
+
+struct onednn; /* oneDNN's engine and stream */
+
+struct cpu {
+    const struct kernels *k;
+    struct onednn *dnnl;
+    void *scratch; /* grows to what the largest op asks for, then stays */
+    size_t scratch_size;
+};
+
+/* At least `bytes` of memory until the next call, or NULL. */
+void *cpu_scratch(struct device *dev, size_t bytes);
+void *cpu_alloc(struct device *dev, size_t bytes);
+void cpu_free(struct device *dev, void *p);
+
+int onednn_open(struct onednn **out, struct err *err);
+void onednn_close(struct onednn *d);
+/* y = W x + b or y += W x + b; the packed weight and the primitives are kept in l->impl. */
+int onednn_layer(struct device *dev, struct tensor *y, struct layer *l, const struct tensor *x,
+                 bool accumulate, struct err *err);
+void onednn_layer_release(struct device *dev, struct layer *l);
+
+#endif

@@ -1,0 +1,66 @@
+/* kernels.h: the CPU backend's own arithmetic: what oneDNN has not, or not in one pass.
+ *
+ * One source (kernels.inc) compiled for AVX-512, AVX2 and plain vectors; the device picks a table when
+ * it is opened. A kernel works on one piece of one tensor on the calling thread; who calls it spreads
+ * the pieces over threads. What a piece gives depends on nothing but its own input, so results are the
+ * same for any number of threads and rows. All arrays are float32 and need not be aligned.
+ */
+#ifndef WEFT_CPU_KERNELS_H
+#define WEFT_CPU_KERNELS_H
+
+#include "../backend.h"
+
+/* Queries a tile of attention, and keys a step. */
+#define ATTENTION_QUERIES 64
+#define ATTENTION_KEYS    384
+
+struct attention_tile {
+    int d;          /* channels of a head */
+    int d_pad;      /* rounded up to whole vectors */
+    int lk, lk_pad; /* keys; rounded up to whole panels of keys */
+    const float *q; /* first query; rows q_stride apart */
+    size_t q_stride;
+    int n_q;   /* 1 … ATTENTION_QUERIES */
+    int first; /* place of the first query, for the causal mask */
+    bool causal;
+    const float *kp, *vp; /* packed by pack_keys and pack_values */
+    float *o;             /* rows o_stride apart */
+    size_t o_stride;
+    float *work; /* attention_work() floats */
+};
+
+struct kernels {
+    const char *name;
+    int width;     /* floats a vector */
+    int key_panel; /* keys are packed in panels of so many */
+
+    void (*activate)(float *y, const float *x, size_t n, enum act act);
+    /* rows of 2c to rows of c */
+    void (*geglu)(float *y, const float *x, size_t rows, size_t c);
+    void (*lincomb)(float *y, size_t n, int terms, const float *coef, const float *const *x,
+                    float clamp);
+    void (*affine)(float *y, const float *x, size_t n, float a, float b);
+    void (*layer_norm)(float *y, const float *x, size_t rows, size_t c, const float *gamma,
+                       const float *beta, float eps);
+
+    /* Mean and sum of squared differences from it of each group over `rows` rows of x + add.
+     * tmp has 2c floats. */
+    void (*group_stats)(const float *x, const float *add, size_t rows, int c, int groups,
+                        double *mean, double *m2, float *tmp);
+    /* y = act(x * scale + shift), a channel at a time. */
+    void (*group_apply)(float *y, const float *x, size_t rows, size_t c, const float *scale,
+                        const float *shift, enum act act);
+
+    /* k [lk, d], rows stride apart, to panels [lk_pad / key_panel][d][key_panel]. */
+    void (*pack_keys)(float *out, const float *k, size_t stride, int lk, int d);
+    /* v [lk, d] to panels of at most three vectors, [panel][lk][width of the panel]. */
+    void (*pack_values)(float *out, const float *v, size_t stride, int lk, int d);
+    void (*attention)(const struct attention_tile *t);
+};
+
+extern const struct kernels kernels_plain, kernels_avx2, kernels_avx512;
+
+/* Floats of work a tile needs. */
+size_t attention_work(int d_pad);
+
+#endif

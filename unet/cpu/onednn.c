@@ -1,0 +1,504 @@
+/* oneDNN: convolutions and matrix products. The only file that knows it.
+ *
+ * Activations stay channels-last; weights are reordered once into the layout oneDNN asks for. A
+ * primitive is made for each shape a layer meets and kept with the layer. A linear layer is a matrix
+ * product where that runs on brgemm, whose rows do not depend on how many there are; elsewhere
+ * (AVX2) it is a 1 x 1 convolution, since the general product there adds up in an order that varies
+ * with the number of rows. Both were checked bit for bit, and tests/test_backend.c holds them to it.
+ */
+#include "cpu.h"
+
+#include <dnnl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if DNNL_VERSION_MAJOR >= 3
+typedef dnnl_memory_desc_t desc; /* an opaque pointer */
+typedef const_dnnl_memory_desc_t const_desc;
+#define DESC(d) (d)
+#else
+typedef dnnl_memory_desc_t desc; /* a struct */
+typedef const dnnl_memory_desc_t *const_desc;
+#define DESC(d) (&(d))
+#endif
+
+struct onednn {
+    dnnl_engine_t engine;
+    dnnl_stream_t stream;
+};
+
+/* A weight in one of oneDNN's layouts. Shapes of one layer nearly always agree on it. */
+struct packed {
+    struct packed *next;
+    desc d;
+    void *data;
+};
+
+/* The layer on one shape. */
+struct primitive {
+    struct primitive *next;
+    int n, h, w;
+    bool accumulate;
+    dnnl_primitive_t p;
+    dnnl_memory_t src, dst, weight, bias, scratch;
+    size_t scratch_size;
+    char name[48]; /* oneDNN's implementation, "brgconv:avx512_core" */
+};
+
+struct cpu_layer {
+    struct packed *packed;
+    struct primitive *primitive;
+    float *bias;
+};
+
+static int failed(struct err *err, const struct layer *l, dnnl_status_t s, const char *what)
+{
+    return err_set(err, s == dnnl_out_of_memory ? ERR_NOMEM : ERR_UNSUPPORTED,
+                   "%s: oneDNN could not %s (status %d)", l->name, what, (int)s);
+}
+
+int onednn_open(struct onednn **out, struct err *err)
+{
+    struct onednn *d = calloc(1, sizeof *d);
+    if (!d)
+        return err_nomem(err, sizeof *d);
+    if (dnnl_engine_create(&d->engine, dnnl_cpu, 0) != dnnl_success ||
+        dnnl_stream_create(&d->stream, d->engine, dnnl_stream_default_flags) != dnnl_success) {
+        onednn_close(d);
+        return err_set(err, ERR_UNSUPPORTED, "oneDNN finds no CPU engine");
+    }
+    *out = d;
+    return 0;
+}
+
+void onednn_close(struct onednn *d)
+{
+    if (!d)
+        return;
+    if (d->stream)
+        dnnl_stream_destroy(d->stream);
+    if (d->engine)
+        dnnl_engine_destroy(d->engine);
+    free(d);
+}
+
+/* ---- the differences between oneDNN 2 and 3 -------------------------------------------------- */
+
+static dnnl_status_t desc_tag(desc *d, int ndim, const dnnl_dims_t dims, dnnl_format_tag_t tag)
+{
+#if DNNL_VERSION_MAJOR >= 3
+    return dnnl_memory_desc_create_with_tag(d, ndim, dims, dnnl_f32, tag);
+#else
+    return dnnl_memory_desc_init_by_tag(d, ndim, dims, dnnl_f32, tag);
+#endif
+}
+
+static void desc_drop(desc *d)
+{
+#if DNNL_VERSION_MAJOR >= 3
+    if (*d)
+        dnnl_memory_desc_destroy(*d);
+    *d = NULL;
+#else
+    (void)d;
+#endif
+}
+
+static int desc_copy(desc *to, const_desc from)
+{
+#if DNNL_VERSION_MAJOR >= 3
+    return dnnl_memory_desc_clone(to, from) == dnnl_success ? 0 : -1;
+#else
+    *to = *from;
+    return 0;
+#endif
+}
+
+/* The shapes of one call. */
+struct shape {
+    desc src, weight, dst, bias;
+    dnnl_dims_t stride, pad_l, pad_r;
+    bool matmul;
+};
+
+static dnnl_status_t operation(dnnl_primitive_desc_t *pd, const struct shape *s, bool has_bias,
+                               dnnl_primitive_attr_t attr, dnnl_engine_t engine)
+{
+#if DNNL_VERSION_MAJOR >= 3
+    const_desc bias = has_bias ? s->bias : NULL;
+    dnnl_dims_t dilate = {0, 0};
+    if (s->matmul)
+        return dnnl_matmul_primitive_desc_create(pd, engine, s->src, s->weight, bias, s->dst, attr);
+    return dnnl_convolution_forward_primitive_desc_create(
+        pd, engine, dnnl_forward_inference, dnnl_convolution_direct, s->src, s->weight, bias,
+        s->dst, s->stride, dilate, s->pad_l, s->pad_r, attr);
+#else
+    const_desc bias = has_bias ? &s->bias : NULL;
+    dnnl_status_t rc;
+    if (s->matmul) {
+        dnnl_matmul_desc_t d;
+        rc = dnnl_matmul_desc_init(&d, &s->src, &s->weight, bias, &s->dst);
+        return rc == dnnl_success ? dnnl_primitive_desc_create(pd, &d, attr, engine, NULL) : rc;
+    }
+    dnnl_convolution_desc_t d;
+    rc = dnnl_convolution_forward_desc_init(&d, dnnl_forward_inference, dnnl_convolution_direct,
+                                            &s->src, &s->weight, bias, &s->dst, s->stride, s->pad_l,
+                                            s->pad_r);
+    return rc == dnnl_success ? dnnl_primitive_desc_create(pd, &d, attr, engine, NULL) : rc;
+#endif
+}
+
+/* ---- shapes ---------------------------------------------------------------------------------- */
+
+static void shape_drop(struct shape *s)
+{
+    desc_drop(&s->src);
+    desc_drop(&s->weight);
+    desc_drop(&s->dst);
+    desc_drop(&s->bias);
+}
+
+static dnnl_status_t shape_matmul(struct shape *s, const struct layer *l, const struct tensor *x)
+{
+    dnnl_dim_t rows = (dnnl_dim_t)x->n * x->h * x->w;
+    dnnl_dims_t src = {rows, l->in}, w = {l->in, l->out}, dst = {rows, l->out}, b = {1, l->out};
+    dnnl_status_t rc = desc_tag(&s->src, 2, src, dnnl_ab);
+    rc = rc == dnnl_success ? desc_tag(&s->weight, 2, w, dnnl_format_tag_any) : rc;
+    rc = rc == dnnl_success ? desc_tag(&s->dst, 2, dst, dnnl_ab) : rc;
+    s->matmul = true;
+    return rc == dnnl_success ? desc_tag(&s->bias, 2, b, dnnl_ab) : rc;
+}
+
+static dnnl_status_t shape_conv(struct shape *s, const struct layer *l, const struct tensor *x,
+                                const struct tensor *y)
+{
+    dnnl_dims_t src = {x->n, l->in, x->h, x->w}, w = {l->out, l->in, l->kh, l->kw};
+    dnnl_dims_t dst = {y->n, l->out, y->h, y->w}, b = {l->out};
+    dnnl_status_t rc = desc_tag(&s->src, 4, src, dnnl_nhwc);
+    rc = rc == dnnl_success ? desc_tag(&s->weight, 4, w, dnnl_format_tag_any) : rc;
+    rc = rc == dnnl_success ? desc_tag(&s->dst, 4, dst, dnnl_nhwc) : rc;
+    for (int i = 0; i < 2; i++) {
+        s->stride[i] = l->stride;
+        s->pad_l[i] = l->pad[i];
+        s->pad_r[i] = l->pad[i + 2];
+    }
+    s->matmul = false;
+    return rc == dnnl_success ? desc_tag(&s->bias, 1, b, dnnl_a) : rc;
+}
+
+/* Memory of oneDNN's own is never wanted: only handles to ours. */
+static dnnl_status_t handle(dnnl_memory_t *m, const_desc d, const struct onednn *dn, void *p)
+{
+    return dnnl_memory_create(m, d, dn->engine, p);
+}
+
+/* ---- weights --------------------------------------------------------------------------------- */
+
+/* The layer's weight in the order of the file, as an [in, out] matrix or [out, in, kh, kw]. */
+static dnnl_status_t source_desc(desc *d, const struct layer *l, bool matmul)
+{
+    dnnl_dims_t m = {l->in, l->out}, c = {l->out, l->in, l->kh, l->kw};
+    return matmul ? desc_tag(d, 2, m, dnnl_ba) : desc_tag(d, 4, c, dnnl_oihw);
+}
+
+static dnnl_status_t reorder(const struct onednn *dn, const_desc from, float *src, const_desc to,
+                             void *dst)
+{
+    dnnl_primitive_desc_t pd = NULL;
+    dnnl_primitive_t p = NULL;
+    dnnl_memory_t a = NULL, b = NULL;
+    dnnl_status_t rc =
+        dnnl_reorder_primitive_desc_create(&pd, from, dn->engine, to, dn->engine, NULL);
+    rc = rc == dnnl_success ? dnnl_primitive_create(&p, pd) : rc;
+    rc = rc == dnnl_success ? handle(&a, from, dn, src) : rc;
+    rc = rc == dnnl_success ? handle(&b, to, dn, dst) : rc;
+    if (rc == dnnl_success) {
+        dnnl_exec_arg_t args[] = {{DNNL_ARG_FROM, a}, {DNNL_ARG_TO, b}};
+        rc = dnnl_primitive_execute(p, dn->stream, 2, args);
+        rc = rc == dnnl_success ? dnnl_stream_wait(dn->stream) : rc;
+    }
+    if (a)
+        dnnl_memory_destroy(a);
+    if (b)
+        dnnl_memory_destroy(b);
+    if (p)
+        dnnl_primitive_destroy(p);
+    if (pd)
+        dnnl_primitive_desc_destroy(pd);
+    return rc;
+}
+
+/* Converts, checks and reorders the layer's weight to `to`. */
+static int pack(struct device *dev, const struct onednn *dn, struct layer *l, bool matmul,
+                const_desc to, struct packed **out, struct err *err)
+{
+    struct packed *k = calloc(1, sizeof *k);
+    size_t n = array_count(&l->w);
+    float *plain = malloc(n * sizeof *plain);
+    desc from;
+    int rc = 0;
+
+    memset(&from, 0, sizeof from);
+    if (!k || !plain) {
+        rc = err_nomem(err, n * sizeof *plain);
+        goto out;
+    }
+    rc = array_to_finite(&l->w, plain, l->name, err);
+    if (rc < 0)
+        goto out;
+    k->data = cpu_alloc(dev, dnnl_memory_desc_get_size(to));
+    if (!k->data) {
+        rc = err_nomem(err, dnnl_memory_desc_get_size(to));
+        goto out;
+    }
+    dnnl_status_t s = source_desc(&from, l, matmul);
+    s = s == dnnl_success ? reorder(dn, DESC(from), plain, to, k->data) : s;
+    if (s != dnnl_success || desc_copy(&k->d, to) < 0) {
+        rc = failed(err, l, s, "reorder the weight");
+        goto out;
+    }
+    *out = k;
+    k = NULL;
+out:
+    if (k)
+        cpu_free(dev, k->data);
+    free(k);
+    free(plain);
+    desc_drop(&from);
+    return rc;
+}
+
+static int packed_for(struct device *dev, const struct onednn *dn, struct layer *l, bool matmul,
+                      const_desc want, struct packed **out, struct err *err)
+{
+    struct cpu_layer *cl = l->impl;
+    for (struct packed *k = cl->packed; k; k = k->next)
+        if (dnnl_memory_desc_equal(DESC(k->d), want)) {
+            *out = k;
+            return 0;
+        }
+    int rc = pack(dev, dn, l, matmul, want, out, err);
+    if (rc < 0)
+        return rc;
+    (*out)->next = cl->packed;
+    cl->packed = *out;
+    return 0;
+}
+
+static int bias_for(struct device *dev, struct layer *l, struct err *err)
+{
+    struct cpu_layer *cl = l->impl;
+    if (!l->b.data || cl->bias)
+        return 0;
+    float *b = cpu_alloc(dev, (size_t)l->out * sizeof *b);
+    if (!b)
+        return err_nomem(err, (size_t)l->out * sizeof *b);
+    int rc = array_to_finite(&l->b, b, l->name, err);
+    if (rc < 0) {
+        cpu_free(dev, b);
+        return rc;
+    }
+    cl->bias = b;
+    return 0;
+}
+
+/* ---- primitives ------------------------------------------------------------------------------ */
+
+static void primitive_free(struct primitive *p)
+{
+    dnnl_memory_t m[] = {p->src, p->dst, p->weight, p->bias, p->scratch};
+    for (size_t i = 0; i < sizeof m / sizeof *m; i++)
+        if (m[i])
+            dnnl_memory_destroy(m[i]);
+    if (p->p)
+        dnnl_primitive_destroy(p->p);
+    free(p);
+}
+
+static dnnl_status_t attributes(dnnl_primitive_attr_t *attr, bool accumulate)
+{
+    dnnl_post_ops_t ops = NULL;
+    dnnl_status_t rc = dnnl_primitive_attr_create(attr);
+    rc = rc == dnnl_success
+             ? dnnl_primitive_attr_set_scratchpad_mode(*attr, dnnl_scratchpad_mode_user)
+             : rc;
+    if (rc != dnnl_success || !accumulate)
+        return rc;
+    rc = dnnl_post_ops_create(&ops);
+#if DNNL_VERSION_MAJOR >= 3
+    rc = rc == dnnl_success ? dnnl_post_ops_append_sum(ops, 1, 0, dnnl_data_type_undef) : rc;
+#else
+    rc = rc == dnnl_success ? dnnl_post_ops_append_sum(ops, 1) : rc;
+#endif
+    rc = rc == dnnl_success ? dnnl_primitive_attr_set_post_ops(*attr, ops) : rc;
+    if (ops)
+        dnnl_post_ops_destroy(ops);
+    return rc;
+}
+
+static const char *impl_name(dnnl_primitive_desc_t pd)
+{
+    const char *s = NULL;
+    dnnl_primitive_desc_query(pd, dnnl_query_impl_info_str, 0, (void *)&s);
+    return s ? s : "?";
+}
+
+/* What oneDNN offers for the layer on this shape: a matrix product where its rows are independent
+ * of one another, else a convolution. */
+static dnnl_status_t choose(const struct onednn *dn, const struct layer *l, const struct tensor *x,
+                            const struct tensor *y, bool accumulate, struct shape *s,
+                            dnnl_primitive_desc_t *pd)
+{
+    bool linear = l->kh * l->kw == 1 && l->stride == 1 && !l->pad[0] && !l->pad[1];
+    dnnl_primitive_attr_t attr = NULL;
+    dnnl_status_t rc = attributes(&attr, accumulate);
+
+    *pd = NULL;
+    if (rc == dnnl_success && linear) {
+        rc = shape_matmul(s, l, x);
+        rc = rc == dnnl_success ? operation(pd, s, l->b.data != NULL, attr, dn->engine) : rc;
+        if (rc == dnnl_success && !strncmp(impl_name(*pd), "brg", 3))
+            goto out;
+        if (*pd)
+            dnnl_primitive_desc_destroy(*pd);
+        *pd = NULL;
+        shape_drop(s);
+    }
+    rc = shape_conv(s, l, x, y);
+    rc = rc == dnnl_success ? operation(pd, s, l->b.data != NULL, attr, dn->engine) : rc;
+out:
+    if (attr)
+        dnnl_primitive_attr_destroy(attr);
+    return rc;
+}
+
+static dnnl_status_t primitive_fill(struct primitive *p, const struct onednn *dn,
+                                    dnnl_primitive_desc_t pd, const struct shape *s,
+                                    struct packed *k, float *bias)
+{
+    const_desc scratch = dnnl_primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0);
+    snprintf(p->name, sizeof p->name, "%s", impl_name(pd));
+    p->scratch_size = scratch ? dnnl_memory_desc_get_size(scratch) : 0;
+    dnnl_status_t rc = dnnl_primitive_create(&p->p, pd);
+    rc = rc == dnnl_success ? handle(&p->src, DESC(s->src), dn, NULL) : rc;
+    rc = rc == dnnl_success ? handle(&p->dst, DESC(s->dst), dn, NULL) : rc;
+    rc = rc == dnnl_success ? handle(&p->weight, DESC(k->d), dn, k->data) : rc;
+    if (rc == dnnl_success && bias)
+        rc = handle(&p->bias, DESC(s->bias), dn, bias);
+    if (rc == dnnl_success && p->scratch_size)
+        rc = handle(&p->scratch, scratch, dn, NULL);
+    return rc;
+}
+
+static int primitive_new(struct device *dev, const struct onednn *dn, struct layer *l,
+                         const struct tensor *x, const struct tensor *y, bool accumulate,
+                         struct primitive **out, struct err *err)
+{
+    struct cpu_layer *cl = l->impl;
+    struct primitive *p = calloc(1, sizeof *p);
+    dnnl_primitive_desc_t pd = NULL;
+    struct packed *k = NULL;
+    struct shape s;
+    int rc = 0;
+
+    memset(&s, 0, sizeof s);
+    if (!p)
+        return err_nomem(err, sizeof *p);
+    dnnl_status_t st = choose(dn, l, x, y, accumulate, &s, &pd);
+    if (st != dnnl_success) {
+        rc = failed(err, l, st, "be asked for this shape");
+        goto out;
+    }
+    const_desc want = dnnl_primitive_desc_query_md(pd, dnnl_query_weights_md, 0);
+    rc = packed_for(dev, dn, l, s.matmul, want, &k, err);
+    rc = rc < 0 ? rc : bias_for(dev, l, err);
+    if (rc < 0)
+        goto out;
+    st = primitive_fill(p, dn, pd, &s, k, cl->bias);
+    if (st != dnnl_success) {
+        rc = failed(err, l, st, "make the primitive");
+        goto out;
+    }
+    p->n = x->n, p->h = x->h, p->w = x->w, p->accumulate = accumulate;
+    p->next = cl->primitive;
+    cl->primitive = *out = p;
+    p = NULL;
+out:
+    if (p)
+        primitive_free(p);
+    if (pd)
+        dnnl_primitive_desc_destroy(pd);
+    shape_drop(&s);
+    return rc;
+}
+
+static int primitive_for(struct device *dev, const struct onednn *dn, struct layer *l,
+                         const struct tensor *x, const struct tensor *y, bool accumulate,
+                         struct primitive **out, struct err *err)
+{
+    struct cpu_layer *cl = l->impl;
+    if (!cl) {
+        l->impl = cl = calloc(1, sizeof *cl);
+        if (!cl)
+            return err_nomem(err, sizeof *cl);
+    }
+    for (struct primitive *p = cl->primitive; p; p = p->next)
+        if (p->n == x->n && p->h == x->h && p->w == x->w && p->accumulate == accumulate) {
+            *out = p;
+            return 0;
+        }
+    return primitive_new(dev, dn, l, x, y, accumulate, out, err);
+}
+
+int onednn_layer(struct device *dev, struct tensor *y, struct layer *l, const struct tensor *x,
+                 bool accumulate, struct err *err)
+{
+    const struct onednn *dn = ((struct cpu *)dev->impl)->dnnl;
+    struct primitive *p = NULL;
+    int rc = primitive_for(dev, dn, l, x, y, accumulate, &p, err);
+    if (rc < 0)
+        return rc;
+
+    void *scratch = NULL;
+    if (p->scratch_size) {
+        scratch = cpu_scratch(dev, p->scratch_size);
+        if (!scratch)
+            return err_nomem(err, p->scratch_size);
+        dnnl_memory_set_data_handle(p->scratch, scratch);
+    }
+    dnnl_memory_set_data_handle(p->src, x->data);
+    dnnl_memory_set_data_handle(p->dst, y->data);
+    dnnl_exec_arg_t args[5] = {
+        {DNNL_ARG_SRC, p->src}, {DNNL_ARG_WEIGHTS, p->weight}, {DNNL_ARG_DST, p->dst}};
+    int n = 3;
+    if (p->bias)
+        args[n++] = (dnnl_exec_arg_t){DNNL_ARG_BIAS, p->bias};
+    if (p->scratch)
+        args[n++] = (dnnl_exec_arg_t){DNNL_ARG_SCRATCHPAD, p->scratch};
+    dnnl_status_t st = dnnl_primitive_execute(p->p, dn->stream, n, args);
+    st = st == dnnl_success ? dnnl_stream_wait(dn->stream) : st;
+    return st == dnnl_success ? 0 : failed(err, l, st, "run");
+}
+
+void onednn_layer_release(struct device *dev, struct layer *l)
+{
+    struct cpu_layer *cl = l->impl;
+    if (!cl)
+        return;
+    while (cl->primitive) {
+        struct primitive *p = cl->primitive;
+        cl->primitive = p->next;
+        primitive_free(p);
+    }
+    while (cl->packed) {
+        struct packed *k = cl->packed;
+        cl->packed = k->next;
+        desc_drop(&k->d);
+        cpu_free(dev, k->data);
+        free(k);
+    }
+    cpu_free(dev, cl->bias);
+    free(cl);
+    l->impl = NULL;
+}

@@ -1,0 +1,260 @@
+#include "ops.h"
+
+#include "delta.h"
+
+#include <assert.h>
+#include <string.h>
+
+void run_init(struct run *r, struct device *dev)
+{
+    memset(r, 0, sizeof *r);
+    r->dev = dev;
+}
+
+void run_measure(struct run *r)
+{
+    run_reset(r);
+    r->measuring = true;
+    r->plan.peak = 0;
+    r->flops = 0;
+}
+
+int run_commit(struct run *r, struct err *err)
+{
+    int rc = run_check(r, err);
+    r->measuring = false;
+    arena_clear(&r->plan);
+    if (rc < 0 || r->plan.peak <= r->size)
+        return rc;
+    r->dev->be->free(r->dev, r->memory);
+    r->size = 0;
+    r->memory = r->dev->be->alloc(r->dev, r->plan.peak);
+    if (!r->memory)
+        return err_nomem(err, r->plan.peak);
+    r->size = r->plan.peak;
+    return 0;
+}
+
+void run_reset(struct run *r)
+{
+    arena_clear(&r->plan);
+    err_clear(&r->err);
+}
+
+int run_check(const struct run *r, struct err *err)
+{
+    if (r->err.code && err)
+        *err = r->err;
+    return r->err.code;
+}
+
+void run_release(struct run *r)
+{
+    if (r->dev)
+        r->dev->be->free(r->dev, r->memory);
+    arena_release(&r->plan);
+    memset(r, 0, sizeof *r);
+}
+
+/* Room in the arena; *p is NULL while measuring and after an error. */
+static unsigned take(struct run *r, size_t bytes, void **p)
+{
+    size_t at = 0;
+
+    *p = NULL;
+    if (r->err.code)
+        return 0;
+    unsigned id = arena_take(&r->plan, bytes, &at);
+    if (!id)
+        err_nomem(&r->err, bytes);
+    else if (!r->measuring && at + bytes > r->size)
+        err_set(&r->err, ERR_NOMEM, "the run needs more memory than was measured: %zu of %zu bytes",
+                at + bytes, r->size);
+    else if (!r->measuring)
+        *p = r->memory + at;
+    return id;
+}
+
+struct tensor run_tensor(struct run *r, int n, int h, int w, int c)
+{
+    struct tensor t = {.dev = r->dev, .n = n, .h = h, .w = w, .c = c};
+    assert(n > 0 && h > 0 && w > 0 && c > 0);
+    t.block = take(r, tensor_count(&t) * r->dev->value_size, &t.data);
+    return t;
+}
+
+struct tensor run_like(struct run *r, const struct tensor *t)
+{
+    return run_tensor(r, t->n, t->h, t->w, t->c);
+}
+
+struct tensor run_layer_tensor(struct run *r, const struct layer *l, const struct tensor *x)
+{
+    int h = (x->h + l->pad[0] + l->pad[2] - l->kh) / l->stride + 1;
+    int w = (x->w + l->pad[1] + l->pad[3] - l->kw) / l->stride + 1;
+    return run_tensor(r, x->n, h, w, l->out);
+}
+
+unsigned run_mark(const struct run *r)
+{
+    return arena_mark(&r->plan);
+}
+
+void run_pop(struct run *r, unsigned mark)
+{
+    arena_pop(&r->plan, mark);
+}
+
+void run_drop(struct run *r, const struct tensor *t)
+{
+    arena_drop(&r->plan, t->block);
+}
+
+void run_replace(struct run *r, struct tensor *t, struct tensor next)
+{
+    run_drop(r, t);
+    *t = next;
+}
+
+/* True where the op is to be computed now. */
+static bool live(const struct run *r)
+{
+    return !r->err.code && !r->measuring;
+}
+
+void op_upload(struct run *r, struct tensor *t, const float *host)
+{
+    if (live(r))
+        r->dev->be->upload(r->dev, t, host, &r->err);
+}
+
+static void one_layer(struct run *r, struct tensor *y, const struct layer *l,
+                      const struct tensor *x, bool accumulate)
+{
+    assert(x->c == l->in && y->c == l->out && x->n == y->n);
+    r->flops += 2.0 * (double)tensor_count(y) * l->in * l->kh * l->kw;
+    if (live(r))
+        r->dev->be->layer(r->dev, y, l, x, accumulate, &r->err);
+}
+
+/* y += strength * scale * up(down(x)) on the branch's rows. */
+static void side_branch(struct run *r, struct tensor *y, const struct branch *b,
+                        const struct delta_branch *d, const struct tensor *x)
+{
+    int r0 = b->row0, n = b->row1 - b->row0;
+    struct tensor xs = tensor_rows(x, r0, n), ys = tensor_rows(y, r0, n);
+    unsigned mark = run_mark(r);
+    struct tensor t = run_layer_tensor(r, &d->down, &xs);
+    const struct tensor *src = &t;
+    double scale = (double)b->strength * d->scale;
+
+    one_layer(r, &t, &d->down, &xs, false);
+    op_lincomb(r, &t, 1, &scale, &src, 0);
+    one_layer(r, &ys, &d->up, &t, true);
+    run_pop(r, mark);
+}
+
+void op_layer(struct run *r, struct tensor *y, const struct layer *l, const struct tensor *x,
+              bool accumulate)
+{
+    const struct layer *use = l;
+
+    if (r->fold && l->site >= 0 && r->fold->at[l->site])
+        use = r->fold->at[l->site];
+    one_layer(r, y, use, x, accumulate);
+    if (l->site < 0)
+        return;
+    for (int i = 0; i < r->n_branch; i++) {
+        const struct branch *b = &r->branch[i];
+        const struct delta_branch *d = b->adapter->at[l->site];
+        if (d && b->strength != 0)
+            side_branch(r, y, b, d, x);
+    }
+}
+
+void op_group_norm(struct run *r, struct tensor *y, const struct norm *g, const struct tensor *x,
+                   const struct tensor *add, enum act act)
+{
+    assert(tensor_same_shape(x, y) && x->c == g->c && g->groups > 0);
+    assert(!add || (add->n == x->n && add->c == x->c && add->h * add->w == 1));
+    if (live(r))
+        r->dev->be->group_norm(r->dev, y, g, x, add, act, &r->err);
+}
+
+void op_layer_norm(struct run *r, struct tensor *y, const struct norm *g, const struct tensor *x)
+{
+    assert(tensor_same_shape(x, y) && x->c == g->c);
+    if (live(r))
+        r->dev->be->layer_norm(r->dev, y, g, x, &r->err);
+}
+
+void op_attention(struct run *r, struct tensor *o, const struct tensor *q, const struct tensor *k,
+                  const struct tensor *v, const struct attention *a)
+{
+    assert(tensor_same_shape(o, q) && tensor_same_shape(k, v) && q->c == k->c && q->n == k->n);
+    assert(q->c % a->heads == 0);
+    double lq = (double)q->h * q->w, lk = (double)k->h * k->w;
+    r->flops += 4.0 * q->n * lq * lk * q->c;
+    void *scratch = NULL;
+    unsigned id = take(r, r->dev->be->attention_scratch(r->dev, q, k, a), &scratch);
+    if (live(r))
+        r->dev->be->attention(r->dev, o, q, k, v, a, scratch, &r->err);
+    arena_drop(&r->plan, id);
+}
+
+void op_activate(struct run *r, struct tensor *y, const struct tensor *x, enum act act)
+{
+    assert(tensor_same_shape(x, y));
+    if (live(r))
+        r->dev->be->activate(r->dev, y, x, act, &r->err);
+}
+
+void op_geglu(struct run *r, struct tensor *y, const struct tensor *x)
+{
+    assert(x->c == 2 * y->c && x->n == y->n && x->h == y->h && x->w == y->w);
+    if (live(r))
+        r->dev->be->geglu(r->dev, y, x, &r->err);
+}
+
+void op_lincomb(struct run *r, struct tensor *y, int n, const double *coef,
+                const struct tensor *const *x, double clamp)
+{
+    for (int i = 0; i < n; i++)
+        assert(tensor_same_shape(y, x[i]));
+    if (live(r))
+        r->dev->be->lincomb(r->dev, y, n, coef, x, clamp, &r->err);
+}
+
+void op_affine(struct run *r, struct tensor *y, const struct tensor *x, double a, double b)
+{
+    assert(tensor_same_shape(y, x));
+    if (live(r))
+        r->dev->be->affine(r->dev, y, x, a, b, &r->err);
+}
+
+void op_copy(struct run *r, struct tensor *y, const struct tensor *x)
+{
+    double one = 1;
+    op_lincomb(r, y, 1, &one, &x, 0);
+}
+
+void op_add(struct run *r, struct tensor *y, const struct tensor *x)
+{
+    double one[2] = {1, 1};
+    const struct tensor *src[2] = {y, x};
+    op_lincomb(r, y, 2, one, src, 0);
+}
+
+void op_concat(struct run *r, struct tensor *y, const struct tensor *a, const struct tensor *b)
+{
+    assert(y->c == a->c + b->c && a->h == b->h && a->w == b->w && a->n == b->n && y->n == a->n);
+    if (live(r))
+        r->dev->be->concat(r->dev, y, a, b, &r->err);
+}
+
+void op_upsample(struct run *r, struct tensor *y, const struct tensor *x)
+{
+    assert(y->n == x->n && y->c == x->c);
+    if (live(r))
+        r->dev->be->upsample(r->dev, y, x, &r->err);
+}

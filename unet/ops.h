@@ -1,0 +1,94 @@
+/* ops.h: what networks are made of, and the memory they run in.
+ *
+ * A `struct run` is one forward pass in the making: the device, one arena of device memory, the
+ * adapters in force, and the first error. An op places nothing itself: the caller makes the output
+ * with run_tensor() and ops fill it in. After an error every further op does nothing, so a forward
+ * pass reads straight down and asks run_check() once at the end.
+ *
+ *     struct run r;
+ *     run_init(&r, dev);
+ *     run_measure(&r);                  // the same calls, but only sizes and FLOPs are counted
+ *     y = unet_forward(&u, &r, &x, t, &text);
+ *     run_commit(&r, &err);             // takes the arena in one piece
+ *     y = unet_forward(&u, &r, &x, t, &text);
+ *     run_check(&r, &err);
+ *     run_reset(&r);                    // the arena is empty again, and stays
+ *     run_release(&r);
+ *
+ * Temporaries: m = run_mark(&r); … ; run_pop(&r, m) gives back everything made since the mark,
+ * run_drop(&r, &t) one tensor.
+ */
+#ifndef WEFT_OPS_H
+#define WEFT_OPS_H
+
+#include "arena.h"
+#include "backend.h"
+
+struct adapter;
+struct fold;
+
+/* An adapter acting as a side branch on the rows [row0, row1) of a batch. */
+struct branch {
+    const struct adapter *adapter;
+    int row0, row1;
+    float strength; /* multiplies every delta of the adapter */
+};
+
+struct run {
+    struct device *dev;
+    struct err err; /* the first failure; code 0 while there is none */
+
+    struct arena plan; /* where tensors lie; plan.peak is what was measured */
+    char *memory;      /* the device's */
+    size_t size;
+    bool measuring; /* sizes only: tensors have no data and nothing is computed */
+    double flops;   /* counted by every op, 2 a multiply-add; reset by the caller */
+
+    const struct branch *branch; /* side branches in force; borrowed */
+    int n_branch;
+    const struct fold *fold; /* weights with adapters folded in, or NULL; borrowed */
+};
+
+void run_init(struct run *r, struct device *dev);
+/* From here on only measure, from an empty arena. */
+void run_measure(struct run *r);
+/* Ends measuring: makes the arena as large as what was measured (it never shrinks) and empties it. */
+int run_commit(struct run *r, struct err *err);
+/* Empties the arena and forgets an error. Tensors made before are gone. */
+void run_reset(struct run *r);
+/* 0, or the first failure, copied to err. */
+int run_check(const struct run *r, struct err *err);
+void run_release(struct run *r);
+
+/* A tensor in the arena; its values are undefined. */
+struct tensor run_tensor(struct run *r, int n, int h, int w, int c);
+struct tensor run_like(struct run *r, const struct tensor *t);
+unsigned run_mark(const struct run *r);
+void run_pop(struct run *r, unsigned mark);
+void run_drop(struct run *r, const struct tensor *t);
+/* Drops *t and puts `next` in its place: h = f(h) without keeping the old h. */
+void run_replace(struct run *r, struct tensor *t, struct tensor next);
+
+void op_upload(struct run *r, struct tensor *t, const float *host);
+/* y = W x + b and what the run's adapters add; accumulate: y += that. */
+void op_layer(struct run *r, struct tensor *y, const struct layer *l, const struct tensor *x,
+              bool accumulate);
+/* The place op_layer's result takes: height and width after stride and padding. */
+struct tensor run_layer_tensor(struct run *r, const struct layer *l, const struct tensor *x);
+void op_group_norm(struct run *r, struct tensor *y, const struct norm *g, const struct tensor *x,
+                   const struct tensor *add, enum act act);
+void op_layer_norm(struct run *r, struct tensor *y, const struct norm *g, const struct tensor *x);
+void op_attention(struct run *r, struct tensor *o, const struct tensor *q, const struct tensor *k,
+                  const struct tensor *v, const struct attention *a);
+void op_activate(struct run *r, struct tensor *y, const struct tensor *x, enum act act);
+void op_geglu(struct run *r, struct tensor *y, const struct tensor *x);
+void op_lincomb(struct run *r, struct tensor *y, int n, const double *coef,
+                const struct tensor *const *x, double clamp);
+/* y = a * x + b */
+void op_affine(struct run *r, struct tensor *y, const struct tensor *x, double a, double b);
+void op_copy(struct run *r, struct tensor *y, const struct tensor *x);
+void op_add(struct run *r, struct tensor *y, const struct tensor *x); /* y += x */
+void op_concat(struct run *r, struct tensor *y, const struct tensor *a, const struct tensor *b);
+void op_upsample(struct run *r, struct tensor *y, const struct tensor *x);
+
+#endif
