@@ -1,0 +1,48 @@
+/* model.h: a Stable Diffusion model as diffusers lays it out in a folder.
+ *
+ *     model/
+ *       model_index.json
+ *       tokenizer/     vocab.json merges.txt
+ *       text_encoder/  config.json model.safetensors
+ *       unet/          config.json diffusion_pytorch_model.safetensors
+ *       vae/           the same
+ *       scheduler/     scheduler_config.json
+ *
+ * Weights are mapped read-only and packed for the device as they are first used. Every number comes
+ * from the config files.
+ *
+ *     struct model *m;
+ *     model_open(&m, dev, "assets/model", &err);
+ *     adapter_bind(&a, dev, &m->sites, …);
+ *     model_close(m);
+ */
+#ifndef WEFT_MODEL_H
+#define WEFT_MODEL_H
+
+#include "clip.h"
+#include "sampler.h"
+#include "tokenizer.h"
+#include "unet.h"
+#include "vae.h"
+
+enum base { BASE_UNKNOWN, BASE_SD1, BASE_SD2 };
+
+struct model {
+    char *dir;
+    struct device *dev;
+    struct tokenizer *tokenizer;
+    struct clip_text *text;
+    struct unet *unet;
+    struct vae *vae;
+    struct schedule schedule;
+    struct sites sites;
+};
+
+int model_open(struct model **out, struct device *dev, const char *dir, struct err *err);
+void model_close(struct model *m);
+
+/* The family, by the width of the text it attends to: 768 SD 1.x, 1024 SD 2.x. */
+enum base model_base(const struct model *m);
+const char *base_name(enum base b); /* "sd1", "sd2", "unknown" */
+
+#endif

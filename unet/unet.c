@@ -1,0 +1,147 @@
+#include "unet.h"
+
+#include <math.h>
+
+/* get_timestep_embedding: sines and cosines of t at width/2 frequencies, in float32 as torch does. */
+static struct tensor time_waves(const struct unet *u, struct run *r, const double *t, int n)
+{
+    float row[UNET_MAX_WAVES] = {0};
+    int width = u->width[0], half = width / 2;
+    struct tensor y = run_tensor(r, n, 1, 1, width);
+
+    for (int i = 0; i < n; i++) {
+        struct tensor yi = tensor_rows(&y, i, 1);
+        for (int k = 0; k < half; k++) {
+            float e = (float)(-log(10000.0)) * (float)k / (float)(half - u->freq_shift);
+            float a = (float)t[i] * expf(e);
+            row[u->flip_sin_to_cos ? half + k : k] = sinf(a);
+            row[u->flip_sin_to_cos ? k : half + k] = cosf(a);
+        }
+        op_upload(r, &yi, row);
+    }
+    return y;
+}
+
+/* silu(time_embedding(t)): every resnet wants it after its silu. [n, 1, time_width] */
+static struct tensor time_embedding(const struct unet *u, struct run *r, const double *t, int n)
+{
+    struct tensor y = run_tensor(r, n, 1, 1, u->time_width);
+    unsigned mark = run_mark(r);
+    struct tensor w = time_waves(u, r, t, n);
+    struct tensor a = layer_forward(&u->time1, r, &w);
+    op_activate(r, &a, &a, ACT_SILU);
+    op_layer(r, &y, &u->time2, &a, false);
+    op_activate(r, &y, &y, ACT_SILU);
+    run_pop(r, mark);
+    return y;
+}
+
+/* x += to_out(softmax(q kᵀ) v), q from h, k and v from `from`. */
+static void attend(const struct unet_attention *a, struct run *r, struct tensor *x,
+                   const struct tensor *h, const struct tensor *from)
+{
+    const struct attention how = {.heads = a->heads};
+    unsigned mark = run_mark(r);
+    struct tensor q = layer_forward(&a->q, r, h);
+    struct tensor k = layer_forward(&a->k, r, from);
+    struct tensor v = layer_forward(&a->v, r, from);
+    struct tensor o = run_like(r, &q);
+    op_attention(r, &o, &q, &k, &v, &how);
+    op_layer(r, x, &a->out, &o, true);
+    run_pop(r, mark);
+}
+
+static void block_forward(const struct unet_block *b, struct run *r, struct tensor *x,
+                          const struct tensor *text)
+{
+    unsigned mark = run_mark(r);
+    struct tensor h = run_like(r, x);
+
+    op_layer_norm(r, &h, &b->norm1, x);
+    attend(&b->attn1, r, x, &h, &h);
+    op_layer_norm(r, &h, &b->norm2, x);
+    attend(&b->attn2, r, x, &h, text);
+
+    op_layer_norm(r, &h, &b->norm3, x);
+    struct tensor g = run_tensor(r, x->n, x->h, x->w, b->ff_out.in);
+    unsigned inner = run_mark(r);
+    struct tensor wide = layer_forward(&b->ff_in, r, &h);
+    op_geglu(r, &g, &wide);
+    run_pop(r, inner);
+    op_layer(r, x, &b->ff_out, &g, true);
+    run_pop(r, mark);
+}
+
+/* x becomes x + transformer(x), in place. */
+static void transformer_forward(const struct unet_transformer *t, struct run *r, struct tensor *x,
+                                const struct tensor *text)
+{
+    unsigned mark = run_mark(r);
+    struct tensor h = run_tensor(r, x->n, x->h, x->w, t->in.out);
+    unsigned inner = run_mark(r);
+    struct tensor g = run_like(r, x);
+
+    op_group_norm(r, &g, &t->norm, x, NULL, ACT_NONE);
+    op_layer(r, &h, &t->in, &g, false);
+    run_pop(r, inner);
+    for (int i = 0; i < t->n_block; i++)
+        block_forward(&t->block[i], r, &h, text);
+    op_layer(r, x, &t->out, &h, true);
+    run_pop(r, mark);
+}
+
+/* h becomes resnet(h beside skip); both are dropped. */
+static void up_resnet(const struct resnet *b, struct run *r, struct tensor *h,
+                      const struct tensor *skip, const struct tensor *time)
+{
+    struct tensor cat = run_tensor(r, h->n, h->h, h->w, h->c + skip->c);
+    op_concat(r, &cat, h, skip);
+    run_drop(r, skip);
+    run_replace(r, h, resnet_forward(b, r, &cat, time));
+    run_drop(r, &cat);
+}
+
+#define MAX_SKIPS 256
+
+struct tensor unet_forward(const struct unet *u, struct run *r, const struct tensor *x,
+                           const double *t, const struct tensor *text)
+{
+    struct tensor skip[MAX_SKIPS], time = time_embedding(u, r, t, x->n);
+    struct tensor h = layer_forward(&u->conv_in, r, x);
+    int n_skip = 0;
+
+    skip[n_skip++] = h;
+    for (int i = 0; i < u->levels; i++) {
+        const struct unet_level *l = &u->down[i];
+        for (int j = 0; j < l->n; j++) {
+            h = resnet_forward(&l->resnet[j], r, &h, &time);
+            if (l->transformer)
+                transformer_forward(&l->transformer[j], r, &h, text);
+            skip[n_skip++] = h;
+        }
+        if (l->sampler.out)
+            skip[n_skip++] = h = layer_forward(&l->sampler, r, &h);
+    }
+
+    h = resnet_forward(&u->mid_resnet[0], r, &h, &time);
+    transformer_forward(&u->mid_transformer, r, &h, text);
+    run_replace(r, &h, resnet_forward(&u->mid_resnet[1], r, &h, &time));
+
+    for (int i = 0; i < u->levels; i++) {
+        const struct unet_level *l = &u->up[i];
+        for (int j = 0; j < l->n; j++) {
+            up_resnet(&l->resnet[j], r, &h, &skip[--n_skip], &time);
+            if (l->transformer)
+                transformer_forward(&l->transformer[j], r, &h, text);
+        }
+        if (l->sampler.out) /* to the size of the next skip, which is odd where the latent was */
+            run_replace(
+                r, &h,
+                upsample_forward(&l->sampler, r, &h, skip[n_skip - 1].h, skip[n_skip - 1].w));
+    }
+
+    run_drop(r, &time);
+    op_group_norm(r, &h, &u->norm_out, &h, NULL, ACT_SILU);
+    run_replace(r, &h, layer_forward(&u->conv_out, r, &h));
+    return h;
+}
