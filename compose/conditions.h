@@ -1,0 +1,45 @@
+/* conditions.h: what a picture's prompts say, step by step, and their encodings.
+ *
+ * A picture has one row for the negative prompt (unless guidance is off) and one for each AND part of
+ * its prompt. Each row has a schedule of texts. All distinct texts are encoded once, before the first
+ * step, padded to the same number of chunks, so that any of them can stand in a batch beside any other.
+ *
+ *     conditions_parse(&c, tokenizer, length, &prompt, &negative, steps, &err);
+ *     conditions_encode(&c, clip, skip, &pass, &keep, &err);
+ *     text = &c.hidden[conditions_at(&c, row, step)];
+ */
+#ifndef WEFT_CONDITIONS_H
+#define WEFT_CONDITIONS_H
+
+#include "unet/clip.h"
+#include "unet/prompt.h"
+
+struct condition_row {
+    struct prompt_stages stages;
+    int first;     /* index of the first stage's text; the others follow */
+    double weight; /* of an AND part; the negative's is not used */
+};
+
+struct conditions {
+    struct condition_row *row;
+    int n_row;
+    struct prompt_chunks *chunks; /* [n_text] */
+    struct tensor *hidden;        /* [n_text], each [1, n_chunk * length, width], in `keep` */
+    int n_text, n_chunk, length;
+};
+
+/* negative NULL: guidance is off, and row 0 is the first part. Release it also after an error. */
+int conditions_parse(struct conditions *c, const struct tokenizer *t, int length,
+                     const struct prompt *prompt, const struct prompt *negative, int steps,
+                     struct err *err);
+/* Places the encodings in `keep` (also while it is measuring). */
+void conditions_place(struct conditions *c, const struct clip_text *clip, struct run *keep);
+/* Fills them in. Words are weighted as A1111 does: each token's state times its weight, then the chunk
+ * scaled back to the mean it had. `pass` is measured and committed here. */
+int conditions_encode(struct conditions *c, const struct clip_text *clip, int skip,
+                      struct run *pass, struct err *err);
+/* Index of the text that row has at a step, counted from 1. */
+int conditions_at(const struct conditions *c, int row, int step);
+void conditions_release(struct conditions *c);
+
+#endif

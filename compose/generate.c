@@ -1,0 +1,519 @@
+/* The denoise loop. Read generator_run first. */
+#include "generate.h"
+
+#include "conditions.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct generator {
+    const struct model *m;
+    struct use *use;
+    int n_use;
+    struct fold *fold_unet, *fold_text;
+    struct branch *branch; /* [n_use], rewritten before each pass */
+
+    struct run pass; /* one forward pass at a time */
+    struct run keep; /* what lives as long as the picture */
+
+    struct picture p; /* the prepared picture */
+    struct conditions cond;
+    struct sampler *sampler;
+    struct rng rng;
+    struct tensor slot[SLOT_COUNT];
+    struct tensor x, text; /* the batch: a row a condition */
+    int *text_now;         /* [n_row] which text each row of `text` holds, -1: none */
+    double *t;             /* [n_row] */
+    float *host;           /* [c, h, w] and [h, w, c]: noise on its way to the device */
+    bool ready;
+};
+
+void picture_init(struct picture *p, const struct model *m)
+{
+    memset(p, 0, sizeof *p);
+    p->w = p->h = m->unet->sample_size * m->vae->factor;
+    p->steps = 30;
+    p->cfg = 7;
+    p->clip_skip = 1;
+    p->denoise = 1;
+}
+
+/* ---- opening --------------------------------------------------------------------------------- */
+
+static int fold_all(struct generator *g, struct err *err)
+{
+    size_t n = (size_t)g->n_use;
+    const struct adapter **a = malloc((n + 1) * sizeof *a);
+    float *s = malloc((n + 1) * sizeof *s);
+    int rc = a && s ? 0 : err_nomem(err, n * sizeof *a);
+
+    for (size_t i = 0; i < n && rc == 0; i++) {
+        a[i] = g->use[i].adapter;
+        if (g->use[i].from || g->use[i].to)
+            rc = err_set(err, ERR_ARG, "%s acts in some steps only: it cannot be folded",
+                         a[i]->name);
+        s[i] = g->use[i].unet;
+    }
+    if (rc == 0)
+        rc = fold_new(&g->fold_unet, &g->m->sites, COMPONENT_UNET, g->n_use, a, s, err);
+    for (size_t i = 0; i < n && rc == 0; i++)
+        s[i] = g->use[i].te;
+    if (rc == 0)
+        rc = fold_new(&g->fold_text, &g->m->sites, COMPONENT_TEXT, g->n_use, a, s, err);
+    free(a);
+    free(s);
+    return rc;
+}
+
+int generator_open(struct generator **out, const struct model *m, const struct use *use, int n_use,
+                   bool fold, struct err *err)
+{
+    struct generator *g = calloc(1, sizeof *g);
+    size_t n = (size_t)n_use;
+    int rc = 0;
+
+    *out = NULL;
+    if (!g)
+        return err_nomem(err, sizeof *g);
+    g->m = m;
+    run_init(&g->pass, m->dev);
+    run_init(&g->keep, m->dev);
+    g->use = malloc((n + 1) * sizeof *g->use);
+    g->branch = calloc(n + 1, sizeof *g->branch);
+    if (!g->use || !g->branch) {
+        rc = err_nomem(err, n * sizeof *g->use);
+    } else {
+        if (n)
+            memcpy(g->use, use, n * sizeof *use);
+        g->n_use = n_use;
+        rc = fold && n ? fold_all(g, err) : 0;
+    }
+    if (rc < 0) {
+        generator_close(g);
+        return rc;
+    }
+    *out = g;
+    return 0;
+}
+
+static void forget_picture(struct generator *g)
+{
+    conditions_release(&g->cond);
+    sampler_close(g->sampler);
+    free(g->text_now);
+    free(g->t);
+    free(g->host);
+    g->sampler = NULL;
+    g->text_now = NULL;
+    g->t = NULL;
+    g->host = NULL;
+    g->ready = false;
+}
+
+void generator_close(struct generator *g)
+{
+    if (!g)
+        return;
+    forget_picture(g);
+    fold_free(g->fold_unet);
+    fold_free(g->fold_text);
+    run_release(&g->pass);
+    run_release(&g->keep);
+    free(g->use);
+    free(g->branch);
+    free(g);
+}
+
+/* ---- adapters -------------------------------------------------------------------------------- */
+
+/* Puts the adapters in force on all rows of the next pass. step 0: the text encoder. */
+static void set_adapters(struct generator *g, int step, int rows)
+{
+    bool text = step == 0;
+    g->pass.fold = text ? g->fold_text : g->fold_unet;
+    g->pass.branch = g->branch;
+    g->pass.n_branch = 0;
+    for (int i = 0; i < g->n_use && !g->pass.fold; i++) {
+        const struct use *u = &g->use[i];
+        if (!text && ((u->from && step < u->from) || (u->to && step > u->to)))
+            continue;
+        g->branch[g->pass.n_branch++] =
+            (struct branch){u->adapter, 0, rows, text ? u->te : u->unet};
+    }
+}
+
+static void no_adapters(struct generator *g)
+{
+    g->pass.fold = NULL;
+    g->pass.n_branch = 0;
+}
+
+/* ---- preparing ------------------------------------------------------------------------------- */
+
+/* Whether the negative prompt has a part in the picture. */
+static bool is_guided(const struct picture *p)
+{
+    return p->cfg != 1 || p->prompt->n_part != 1 || p->prompt->part[0].weight != 1;
+}
+
+static int check_picture(const struct generator *g, const struct picture *p, struct err *err)
+{
+    int f = g->m->vae->factor;
+    if (p->w < f || p->h < f || p->w % f || p->h % f || p->w > 8192 || p->h > 8192)
+        return err_set(err, ERR_ARG,
+                       "%dx%d cannot be made: sides are multiples of %d for this model, up to 8192",
+                       p->w, p->h, f);
+    if (p->clip_skip < 1 || p->clip_skip > g->m->text->layers)
+        return err_set(err, ERR_ARG, "clip skip %d: this text encoder has 1 to %d", p->clip_skip,
+                       g->m->text->layers);
+    if (p->init && (p->init->w != p->w || p->init->h != p->h))
+        return err_set(err, ERR_ARG, "the picture to start from is %dx%d, not %dx%d", p->init->w,
+                       p->init->h, p->w, p->h);
+    if (!isfinite(p->cfg) || p->cfg < -1000 || p->cfg > 1000)
+        return err_set(err, ERR_ARG, "cfg %g makes no picture", p->cfg);
+    if (p->tile && (p->tile < 8 || p->tile % 4))
+        return err_set(err, ERR_ARG, "tile %d: at least 8 latent places, a multiple of 4", p->tile);
+    return 0;
+}
+
+/* Everything that lives as long as the picture, in this order each time. */
+static void place(struct generator *g)
+{
+    int h = g->p.h / g->m->vae->factor, w = g->p.w / g->m->vae->factor, c = g->m->vae->latent;
+    for (int i = 0; i < SLOT_COUNT; i++)
+        g->slot[i] = run_tensor(&g->keep, 1, h, w, c);
+    g->x = run_tensor(&g->keep, g->cond.n_row, h, w, c);
+    g->text =
+        run_tensor(&g->keep, g->cond.n_row, g->cond.n_chunk * g->cond.length, 1, g->m->text->width);
+    conditions_place(&g->cond, g->m->text, &g->keep);
+}
+
+static int take_memory(struct generator *g, struct err *err)
+{
+    size_t rows = (size_t)g->cond.n_row;
+    run_measure(&g->keep);
+    place(g);
+    int rc = run_commit(&g->keep, err);
+    if (rc < 0)
+        return rc;
+    place(g);
+    g->text_now = malloc(rows * sizeof *g->text_now);
+    g->t = malloc(rows * sizeof *g->t);
+    g->host = malloc(2 * tensor_count(&g->slot[0]) * sizeof *g->host);
+    if (!g->text_now || !g->t || !g->host)
+        return err_nomem(err, 2 * tensor_count(&g->slot[0]) * sizeof *g->host);
+    for (size_t i = 0; i < rows; i++)
+        g->text_now[i] = -1;
+    return 0;
+}
+
+/* Measures one kind of pass and adds it to the cost. */
+static int measured(struct generator *g, struct cost *cost, double times, struct err *err)
+{
+    cost->flops += times * g->pass.flops;
+    if (g->pass.plan.peak + g->keep.size > cost->bytes)
+        cost->bytes = g->pass.plan.peak + g->keep.size;
+    return run_commit(&g->pass, err);
+}
+
+/* The picture in pixels, or one tile of it: what the autoencoder works on at once. */
+static void pixel_size(const struct generator *g, int *h, int *w)
+{
+    int f = g->m->vae->factor, most = g->p.tile ? g->p.tile * f : 1 << 30;
+    *h = g->p.h < most ? g->p.h : most;
+    *w = g->p.w < most ? g->p.w : most;
+}
+
+static int measure_passes(struct generator *g, struct cost *cost, struct err *err)
+{
+    const struct model *m = g->m;
+    int h, w, f = m->vae->factor, rc;
+
+    run_measure(&g->pass);
+    set_adapters(g, 0, g->cond.n_chunk);
+    clip_text_forward(m->text, &g->pass, g->cond.chunks[0].id, g->cond.n_chunk, g->cond.length, 0);
+    rc = measured(g, cost, g->cond.n_text, err);
+    if (rc < 0)
+        return rc;
+    run_measure(&g->pass);
+    set_adapters(g, 1, g->cond.n_row);
+    g->pass.n_branch = 0;
+    for (int i = 0; i < g->n_use && !g->pass.fold; i++) /* the most that any step can have */
+        g->branch[g->pass.n_branch++] =
+            (struct branch){g->use[i].adapter, 0, g->cond.n_row, g->use[i].unet};
+    unet_forward(m->unet, &g->pass, &g->x, g->t, &g->text);
+    rc = measured(g, cost, g->sampler->n_eval, err);
+    no_adapters(g);
+    pixel_size(g, &h, &w);
+    if (rc == 0) {
+        run_measure(&g->pass);
+        struct tensor z = run_tensor(&g->pass, 1, h / f, w / f, m->vae->latent);
+        vae_decode(m->vae, &g->pass, &z);
+        rc = measured(g, cost, (double)g->p.h * g->p.w / ((double)h * w), err);
+    }
+    if (rc == 0 && g->p.init) {
+        run_measure(&g->pass);
+        struct tensor x = run_tensor(&g->pass, 1, g->p.h, g->p.w, 3);
+        vae_encode(m->vae, &g->pass, &x);
+        rc = measured(g, cost, 1, err);
+    }
+    return rc;
+}
+
+/* Packed weights are float32: four bytes a value, and the folded ones once more. */
+static size_t weight_bytes(const struct generator *g)
+{
+    size_t n = 0;
+    for (int i = 0; i < g->m->sites.n; i++) {
+        size_t one = array_count(&g->m->sites.at[i].layer->w) * sizeof(float);
+        bool folded =
+            (g->fold_unet && g->fold_unet->at[i]) || (g->fold_text && g->fold_text->at[i]);
+        n += one + (folded ? one : 0);
+    }
+    return n;
+}
+
+int generator_prepare(struct generator *g, const struct picture *p, struct cost *cost,
+                      struct err *err)
+{
+    struct cost none = {0};
+    struct sampler_options o = {.name = p->sampler,
+                                .steps = p->steps,
+                                .sigmas = p->sigmas,
+                                .eta = p->eta,
+                                .denoise = p->init ? p->denoise : 1};
+    cost = cost ? cost : &none;
+    memset(cost, 0, sizeof *cost);
+    forget_picture(g);
+    g->p = *p;
+    if (p->tile * g->m->vae->factor >= p->w && p->tile * g->m->vae->factor >= p->h)
+        g->p.tile = 0; /* one square holds it all */
+    assert(p->prompt && (p->negative || !is_guided(p)));
+    int rc = check_picture(g, p, err);
+    rc = rc < 0 ? rc : sampler_open(&g->sampler, &g->m->schedule, &o, err);
+    rc = rc < 0 ? rc
+                : conditions_parse(&g->cond, g->m->tokenizer, g->m->text->positions, p->prompt,
+                                   is_guided(p) ? p->negative : NULL, p->steps, err);
+    rc = rc < 0 ? rc : take_memory(g, err);
+    rc = rc < 0 ? rc : measure_passes(g, cost, err);
+    cost->passes = g->sampler ? g->sampler->n_eval * g->cond.n_row : 0;
+    cost->weights = weight_bytes(g);
+    g->ready = rc == 0;
+    return rc;
+}
+
+/* ---- the loop -------------------------------------------------------------------------------- */
+
+/* [c, h, w], torch's order, to [h, w, c]. */
+static void channels_last(float *to, const float *from, size_t places, size_t c)
+{
+    for (size_t i = 0; i < places; i++)
+        for (size_t k = 0; k < c; k++)
+            to[i * c + k] = from[k * places + i];
+}
+
+/* Standard normal noise of the latent's size, as torch.randn([1, c, h, w]) draws it. */
+static const float *draw_noise(struct generator *g)
+{
+    size_t n = tensor_count(&g->slot[SLOT_N]), c = (size_t)g->m->vae->latent;
+    rng_normal(&g->rng, g->host, n);
+    channels_last(g->host + n, g->host, n / c, c);
+    return g->host + n;
+}
+
+/* The latent of p.init in slot X: drawn from what the encoder says, with the picture's own noise. */
+static int encode_init(struct generator *g, struct err *err)
+{
+    const struct image *im = g->p.init;
+    const struct vae *v = g->m->vae;
+    size_t n = (size_t)im->w * (size_t)im->h * 3,
+           places = tensor_count(&g->slot[0]) / (size_t)v->latent;
+    float *px = malloc(n * sizeof *px),
+          *moments = malloc(places * 2 * (size_t)v->latent * sizeof *px);
+    float *z = malloc(places * (size_t)v->latent * sizeof *z);
+    int rc = px && moments && z ? 0 : err_nomem(err, n * sizeof *px);
+
+    if (rc == 0) {
+        for (size_t i = 0; i < n; i++)
+            px[i] = (float)im->rgb[i] / 255.0f * 2 - 1;
+        run_reset(&g->pass);
+        struct tensor x = run_tensor(&g->pass, 1, im->h, im->w, 3);
+        op_upload(&g->pass, &x, px);
+        struct tensor y = vae_encode(v, &g->pass, &x);
+        rc = run_check(&g->pass, err);
+        rc = rc < 0 ? rc : g->pass.dev->be->download(g->pass.dev, moments, &y, err);
+    }
+    if (rc == 0) {
+        vae_draw(v, z, moments, draw_noise(g), places);
+        op_upload(&g->keep, &g->slot[SLOT_X], z);
+    }
+    free(px);
+    free(moments);
+    free(z);
+    return rc;
+}
+
+/* Slot X before the first step. */
+static int start(struct generator *g, struct err *err)
+{
+    struct tensor *x = &g->slot[SLOT_X], *noise = &g->slot[SLOT_N];
+    const struct tensor *both[2] = {x, noise};
+    double coef[2] = {g->sampler->start_signal, g->sampler->start_noise};
+
+    if (!g->p.init) {
+        op_upload(&g->keep, noise, draw_noise(g));
+        op_affine(&g->keep, x, noise, g->sampler->init_scale, 0);
+        return run_check(&g->keep, err);
+    }
+    int rc = encode_init(g, err);
+    if (rc < 0)
+        return rc;
+    op_upload(&g->keep, noise, draw_noise(g));
+    op_lincomb(&g->keep, x, 2, coef, both, 0);
+    return run_check(&g->keep, err);
+}
+
+/* Brings the texts of this step into the batch. */
+static void set_texts(struct generator *g, int step)
+{
+    for (int i = 0; i < g->cond.n_row; i++) {
+        int k = conditions_at(&g->cond, i, step);
+        if (k == g->text_now[i])
+            continue;
+        struct tensor row = tensor_rows(&g->text, i, 1);
+        op_copy(&g->keep, &row, &g->cond.hidden[k]);
+        g->text_now[i] = k;
+    }
+}
+
+/* Slot M = uncond + cfg * sum_i weight_i (cond_i - uncond), as A1111 mixes the parts of a prompt; without
+ * guidance there is one row, which is copied. */
+static void guide(struct generator *g, const struct tensor *y)
+{
+    const struct conditions *c = &g->cond;
+    bool guided = is_guided(&g->p);
+    double rest = 1;
+    struct tensor *m = &g->slot[SLOT_M];
+
+    for (int i = 1; i < c->n_row; i++)
+        rest -= g->p.cfg * c->row[i].weight;
+    for (int i = 0; i < c->n_row; i++) {
+        struct tensor row = tensor_rows(y, i, 1);
+        double k = !guided ? 1 : i == 0 ? rest : g->p.cfg * c->row[i].weight;
+        const struct tensor *src[2] = {&row, m};
+        double coef[2] = {k, 1};
+        op_lincomb(&g->keep, m, i == 0 ? 1 : 2, coef, src, 0);
+    }
+}
+
+/* One evaluation of the model into slot M. */
+static int evaluate(struct generator *g, const struct sampler_eval *e, struct err *err)
+{
+    for (int i = 0; i < g->cond.n_row; i++) {
+        struct tensor row = tensor_rows(&g->x, i, 1);
+        op_affine(&g->keep, &row, &g->slot[SLOT_X], e->in_scale, 0);
+        g->t[i] = e->t;
+    }
+    set_texts(g, e->step + 1);
+    set_adapters(g, e->step + 1, g->cond.n_row);
+    run_reset(&g->pass);
+    struct tensor y = unet_forward(g->m->unet, &g->pass, &g->x, g->t, &g->text);
+    int rc = run_check(&g->pass, err);
+    if (rc == 0)
+        guide(g, &y);
+    return rc < 0 ? rc : run_check(&g->keep, err);
+}
+
+/* What the sampler does with slot M. */
+static int advance(struct generator *g, const struct sampler_eval *e, struct err *err)
+{
+    bool drawn = false;
+    for (int i = 0; i < e->n_op; i++) {
+        const struct sampler_op *op = &e->op[i];
+        const struct tensor *src[SAMPLER_MAX_TERMS];
+        for (int k = 0; k < op->n; k++) {
+            if (op->src[k] == SLOT_N && !drawn)
+                op_upload(&g->keep, &g->slot[SLOT_N], draw_noise(g));
+            drawn = drawn || op->src[k] == SLOT_N;
+            src[k] = &g->slot[op->src[k]];
+        }
+        op_lincomb(&g->keep, &g->slot[op->dst], op->n, op->coef, src, op->clamp);
+    }
+    return run_check(&g->keep, err);
+}
+
+/* Slot X to the host, where NaN must stop here. */
+static int final_latent(struct generator *g, struct err *err)
+{
+    size_t n = tensor_count(&g->slot[SLOT_X]);
+    int rc = g->keep.dev->be->download(g->keep.dev, g->host, &g->slot[SLOT_X], err);
+    for (size_t i = 0; i < n && rc == 0; i++)
+        if (!isfinite(g->host[i]))
+            rc = err_set(err, ERR_FORMAT,
+                         "the picture became NaN: the weights of the model or of an adapter are "
+                         "damaged, or a strength is far too high");
+    return rc;
+}
+
+static int decode(struct generator *g, struct image *im, struct err *err)
+{
+    const struct vae *v = g->m->vae;
+    size_t n = (size_t)g->p.w * (size_t)g->p.h * 3;
+    float *rgb = malloc(n * sizeof *rgb);
+    int rc = 0;
+
+    im->w = g->p.w;
+    im->h = g->p.h;
+    im->rgb = malloc(n);
+    if (!rgb || !im->rgb) {
+        rc = err_nomem(err, n * sizeof *rgb);
+    } else if (g->p.tile) {
+        rc = vae_decode_tiled(v, &g->pass, rgb, g->host, g->p.h / v->factor, g->p.w / v->factor,
+                              g->p.tile, err);
+    } else {
+        run_reset(&g->pass);
+        struct tensor y = vae_decode(v, &g->pass, &g->slot[SLOT_X]);
+        rc = run_check(&g->pass, err);
+        rc = rc < 0 ? rc : g->pass.dev->be->download(g->pass.dev, rgb, &y, err);
+    }
+    for (size_t i = 0; i < n && rc == 0; i++) {
+        float f = rgb[i] * 0.5f + 0.5f;
+        f = f < 0 ? 0 : f > 1 ? 1 : f;
+        im->rgb[i] = (uint8_t)lrintf(f * 255);
+    }
+    free(rgb);
+    if (rc < 0)
+        image_release(im);
+    return rc;
+}
+
+int generator_run(struct generator *g, struct image *im, generate_progress *progress, void *user,
+                  struct err *err)
+{
+    memset(im, 0, sizeof *im);
+    if (!g->ready)
+        return err_set(err, ERR_ARG, "no picture was prepared");
+    rng_init(&g->rng, g->p.rng, g->p.seed);
+    set_adapters(g, 0, g->cond.n_chunk);
+    int rc = conditions_encode(&g->cond, g->m->text, g->p.clip_skip - 1, &g->pass, err);
+    no_adapters(g);
+    rc = rc < 0 ? rc : start(g, err);
+    for (int i = 0; i < g->sampler->n_eval && rc == 0; i++) {
+        const struct sampler_eval *e = &g->sampler->eval[i];
+        rc = evaluate(g, e, err);
+        rc = rc < 0 ? rc : advance(g, e, err);
+        if (rc == 0 && progress && progress(user, i + 1, g->sampler->n_eval))
+            rc = err_set(err, ERR_STOPPED, "stopped");
+    }
+    no_adapters(g);
+    rc = rc < 0 ? rc : final_latent(g, err);
+    return rc < 0 ? rc : decode(g, im, err);
+}
+
+const float *generator_latent(const struct generator *g, size_t *n)
+{
+    *n = tensor_count(&g->slot[SLOT_X]);
+    return g->host;
+}

@@ -1,0 +1,77 @@
+/* generate.h: from a request to a picture: the denoise loop.
+ *
+ *     struct generator *g;
+ *     generator_open(&g, model, uses, n_use, false, &err);
+ *     struct picture p;
+ *     picture_init(&p, model);
+ *     p.prompt = &prompt;
+ *     generator_prepare(g, &p, &cost, &err);         // nothing is computed yet
+ *     generator_run(g, &image, progress, user, &err);
+ *     generator_close(g);
+ *
+ * A generator keeps the model warm: memory, packed weights and folded weights stay from picture to
+ * picture. Pixels depend only on the picture and the adapters in use, not on threads or on what was
+ * made before.
+ */
+#ifndef WEFT_GENERATE_H
+#define WEFT_GENERATE_H
+
+#include "unet/delta.h"
+#include "unet/image.h"
+#include "unet/model.h"
+#include "unet/prompt.h"
+#include "unet/rng.h"
+
+/* An adapter at work. */
+struct use {
+    const struct adapter *adapter;
+    float unet, te; /* strengths */
+    int from,
+        to; /* steps it acts in, counted from 1, both included; 0: from the first, to the last */
+};
+
+struct picture {
+    const struct prompt *prompt, *negative; /* kept until generator_run returns; neither is NULL */
+    int w, h;                               /* pixels; multiples of the model's factor */
+    int steps;                              /* at least 1 */
+    double cfg;                             /* guidance; 1: the negative prompt is not computed */
+    const char *sampler;                    /* NULL: the model's own */
+    enum sigmas sigmas;
+    double eta;
+    uint64_t seed;
+    enum rng_kind rng;
+    int clip_skip;            /* 1: none, 2: leave out the last block, as A1111 counts */
+    const struct image *init; /* start from this picture, w x h, or NULL */
+    double denoise;           /* with init: 0 … 1, how much of it is made anew */
+    int tile;                 /* decode in squares of so many latent places; 0: whole */
+};
+/* The model's defaults: its own size and sampler, 30 steps, cfg 7, seed 0. */
+void picture_init(struct picture *p, const struct model *m);
+
+struct cost {
+    int passes;     /* runs of the UNet, one a row of the batch */
+    double flops;   /* all of them, with text and autoencoder */
+    size_t bytes;   /* device memory beyond the weights */
+    size_t weights; /* and the weights, packed */
+};
+
+/* Called after each evaluation; a value other than 0 stops the picture with ERR_STOPPED. */
+typedef int generate_progress(void *user, int done, int total);
+
+struct generator;
+/* Both the model and the adapters are kept until generator_close. fold: add the adapters to private
+ * weights once instead of running them beside the model; not with step windows. */
+int generator_open(struct generator **out, const struct model *m, const struct use *use, int n_use,
+                   bool fold, struct err *err);
+void generator_close(struct generator *g);
+
+/* Checks the picture, plans it and takes the memory for it. */
+int generator_prepare(struct generator *g, const struct picture *p, struct cost *cost,
+                      struct err *err);
+/* Makes the prepared picture. im is filled in; release it. */
+int generator_run(struct generator *g, struct image *im, generate_progress *progress, void *user,
+                  struct err *err);
+/* The final latent of the last picture, [h*w, channels], before decoding; borrowed. For tests. */
+const float *generator_latent(const struct generator *g, size_t *n);
+
+#endif
