@@ -1,9 +1,11 @@
-# weft: see README.md. `make test` is all a newcomer needs.
+# weft: see README.md. `make demo` and `make test` are all a newcomer needs.
 #
 #   make            the program, build/weft
+#   make demo       a picture from the demo model: demo.png
 #   make test       every test            make san    the same under ASan and UBSan
 #   make check      format, include directions, warnings, cppcheck
 #   make fuzz       a million executions of each parser, with coverage
+#   make bench      what this machine does, beside its limits
 #   make deps       the packages weft is built from
 #   make install    PREFIX=/usr/local
 
@@ -81,6 +83,15 @@ $(B)/%.o: %.c Makefile
 deps:
 	@.ci/deps
 
+.PHONY: demo
+demo: deps
+	@$(MAKE) --no-print-directory -j$$(nproc) all
+	$(DEMO)
+	@echo 'demo.png was made by'
+	@echo '    $(DEMO)'
+DEMO := build/weft render "a sks monkey on the left and a pizza on the right" \
+        -a assets/adapters/monkey.safetensors --cfg 5 --seed 7 -o demo.png
+
 .PHONY: test
 test: deps
 	@$(MAKE) --no-print-directory -j$$(nproc) $(WEFT) $(TESTS)
@@ -109,6 +120,10 @@ $(B)/fuzz_%: $(B)/tests/fuzz/fuzz_%.o $(B)/libweft.a
 	$(call say,LD)
 	$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS)
 
+.PHONY: bench
+bench: all
+	build/weft bench
+
 .PHONY: clean
 clean:
 	rm -rf build/release build/san build/fuzz build/check build/weft
@@ -119,3 +134,5 @@ distclean:
 .PHONY: install
 install: all
 	install -D -m 755 build/weft $(DESTDIR)$(PREFIX)/bin/weft
+	mkdir -p $(DESTDIR)$(PREFIX)/share/weft
+	cp -r assets/model $(DESTDIR)$(PREFIX)/share/weft/

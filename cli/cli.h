@@ -55,7 +55,7 @@ struct command {
     int (*run)(const struct command *self, int argc, char **argv);
     void (*help)(const struct command *self);
 };
-extern const struct command command_help;
+extern const struct command command_render, command_bench, command_help;
 extern const struct command *const commands[]; /* NULL-terminated */
 
 /* Prints "weft: MESSAGE" and gives the exit code: 2 when the command line is wrong, else 1. */

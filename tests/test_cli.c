@@ -1,0 +1,710 @@
+/* The program as a user meets it: messages, exit codes, files. WEFT_BIN names the program. */
+#include "unet/file.h"
+#include "unet/image.h"
+#include "unet/safetensors.h"
+#include "util.h"
+
+#include <criterion/criterion.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <math.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define MODEL  "tests/golden/data/tiny-sd1"
+#define MODEL2 "tests/golden/data/tiny-sd2"
+#define LORA   "tests/golden/data/lora-kohya.safetensors"
+
+/* A folder of the test's own, and what the last command said. */
+struct shell {
+    char dir[64];
+    int code; /* exit code, or 128 + signal */
+    char *out, *err;
+};
+
+static void shell_open(struct shell *s)
+{
+    memset(s, 0, sizeof *s);
+    strcpy(s->dir, "/tmp/weft-cli-XXXXXX");
+    cr_assert(mkdtemp(s->dir), "%s", strerror(errno));
+}
+
+static void shell_close(struct shell *s)
+{
+    char cmd[100];
+    free(s->out);
+    free(s->err);
+    snprintf(cmd, sizeof cmd, "rm -rf %s", s->dir);
+    cr_assert_eq(system(cmd), 0);
+}
+
+/* dir/name, in one of a few rotating buffers. */
+static const char *in(const struct shell *s, const char *name)
+{
+    static char buf[64][256];
+    static int next;
+    char *b = buf[next++ % 64];
+    snprintf(b, sizeof buf[0], "%s/%s", s->dir, name);
+    return b;
+}
+
+static pid_t start(struct shell *s, char *const argv[])
+{
+    pid_t pid = fork();
+    if (pid == 0) {
+        int o = open(in(s, ".out"), O_CREAT | O_TRUNC | O_WRONLY, 0600);
+        int e = open(in(s, ".err"), O_CREAT | O_TRUNC | O_WRONLY, 0600);
+        dup2(o, 1);
+        dup2(e, 2);
+        execv(argv[0], argv);
+        _exit(127);
+    }
+    cr_assert(pid > 0);
+    return pid;
+}
+
+static void finish(struct shell *s, pid_t pid)
+{
+    int status;
+    struct err err;
+    cr_assert_eq(waitpid(pid, &status, 0), pid);
+    s->code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    free(s->out);
+    free(s->err);
+    cr_assert_eq(file_read(&s->out, NULL, in(s, ".out"), 1 << 24, &err), 0, "%s", err.msg);
+    cr_assert_eq(file_read(&s->err, NULL, in(s, ".err"), 1 << 24, &err), 0, "%s", err.msg);
+}
+
+/* Runs weft with these arguments, the last NULL. */
+static void weft(struct shell *s, ...)
+{
+    char *argv[64];
+    const char *bin = getenv("WEFT_BIN");
+    int n = 0;
+    va_list ap;
+    argv[n++] = strdup(bin ? bin : "build/weft");
+    va_start(ap, s);
+    for (char *a; (a = va_arg(ap, char *));)
+        argv[n++] = a;
+    va_end(ap);
+    argv[n] = NULL;
+    finish(s, start(s, argv));
+    free(argv[0]);
+}
+
+/* Pictures, or halves of them, in the folder. */
+static int files(const struct shell *s)
+{
+    int n = 0;
+    DIR *d = opendir(s->dir);
+    for (struct dirent *e; d && (e = readdir(d));)
+        n += strstr(e->d_name, ".png") != NULL;
+    closedir(d);
+    return n;
+}
+
+static void expect_failure(const struct shell *s, int code, const char *words)
+{
+    cr_expect_eq(s->code, code, "exit code %d, stderr: %s", s->code, s->err);
+    cr_expect(strstr(s->err, words), "expected '%s' in: %s", words, s->err);
+    cr_expect(!strncmp(s->err, "weft: ", 6) || strstr(s->err, "\nweft: "), "stderr: %s", s->err);
+    cr_expect_eq(files(s), 0, "a picture appeared");
+    cr_expect_eq(*s->out, 0, "stdout: %s", s->out);
+}
+
+static void expect_success(const struct shell *s, int pictures)
+{
+    cr_expect_eq(s->code, 0, "exit code %d, stderr: %s", s->code, s->err);
+    cr_expect_eq(files(s), pictures, "%d pictures", files(s));
+}
+
+static void read_picture(const char *path, struct image *im, struct image_texts *t)
+{
+    struct err err;
+    cr_assert_eq(image_read_png(path, im, t, &err), 0, "%s", err.msg);
+}
+
+/* ---- ordinary use ---------------------------------------------------------------------------- */
+
+Test(cli, version_and_help)
+{
+    struct shell s;
+    shell_open(&s);
+    weft(&s, "--version", NULL);
+    cr_expect(s.code == 0 && !strncmp(s.out, "weft ", 5));
+    weft(&s, "help", NULL);
+    cr_expect(s.code == 0 && strstr(s.out, "weft render PROMPT"));
+    weft(&s, "help", "render", NULL);
+    cr_expect_eq(s.code, 0);
+    static const char *const must[] = {
+        "--adapter",  "--negative", "--model",   "--size",    "--seed",          "--count",
+        "--init",     "--denoise",  "--like",    "--steps",   "--cfg",           "--sampler",
+        "--schedule", "--eta",      "--compose", "--fold",    "--clip-skip",     "--rng",
+        "--tile",     "--output",   "--json",    "--verbose", "--allow-partial", "dpmpp_2m",
+        "euler_a",    "BREAK"};
+    for (size_t i = 0; i < sizeof must / sizeof *must; i++)
+        cr_expect(strstr(s.out, must[i]), "help render says nothing of %s", must[i]);
+    weft(&s, "help", "bench", NULL);
+    cr_expect(s.code == 0 && strstr(s.out, "--small"));
+    weft(&s, "paint", NULL);
+    expect_failure(&s, 2, "no command 'paint'");
+    weft(&s, "help", "paint", NULL);
+    expect_failure(&s, 2, "no command 'paint'");
+    shell_close(&s);
+}
+
+Test(cli, render_json)
+{
+    struct shell s;
+    shell_open(&s);
+    weft(&s, "render", "a red apple", "-m", MODEL, "-a", LORA ":0.8", "--seed", "5", "--steps", "2",
+         "--json", "-o", in(&s, "a.png"), NULL);
+    expect_success(&s, 1);
+    json_t *j = json_loads(s.out, 0, NULL), *a;
+    cr_assert(j, "stdout is no JSON object: %s", s.out);
+    cr_expect_str_eq(json_string_value(json_object_get(j, "file")), in(&s, "a.png"));
+    cr_expect_eq(json_integer_value(json_object_get(j, "seed")), 5);
+    cr_expect_eq(json_integer_value(json_object_get(j, "steps")), 2);
+    cr_expect_eq(json_integer_value(json_object_get(j, "passes")), 4);
+    cr_expect(json_is_number(json_object_get(j, "seconds")));
+    cr_expect_str_eq(json_string_value(json_object_get(j, "model")), MODEL);
+    a = json_array_get(json_object_get(j, "adapters"), 0);
+    cr_expect_str_eq(json_string_value(json_object_get(a, "name")), "lora-kohya");
+    cr_expect_eq(json_number_value(json_object_get(a, "strength")), 0.8);
+    cr_expect_eq(json_integer_value(json_object_get(a, "sites")), 265);
+    cr_expect_eq(json_integer_value(json_object_get(a, "matched")), 265);
+    cr_expect_eq(strlen(json_string_value(json_object_get(a, "id"))), 12);
+    json_decref(j);
+    shell_close(&s);
+}
+
+Test(cli, cfg_1_makes_one_pass_a_step)
+{
+    struct shell s;
+    shell_open(&s);
+    weft(&s, "render", "x", "-m", MODEL, "--steps", "3", "--cfg", "1", "--json", "-o",
+         in(&s, "a.png"), NULL);
+    expect_success(&s, 1);
+    cr_expect(strstr(s.out, "\"passes\":3"), "%s", s.out);
+    shell_close(&s);
+}
+
+/* The same bytes with one thread and with two, alone and as one of several. */
+Test(cli, pixels_do_not_depend_on_threads_or_company)
+{
+    struct shell s;
+    char *a, *b, *c;
+    size_t na, nb, nc;
+    struct err err;
+    shell_open(&s);
+    weft(&s, "render", "an owl", "-m", MODEL, "-a", LORA, "--seed", "9", "--steps", "3", "-t", "1",
+         "-o", in(&s, "a.png"), NULL);
+    weft(&s, "render", "an owl", "-m", MODEL, "-a", LORA, "--seed", "9", "--steps", "3", "-t", "2",
+         "-o", in(&s, "b.png"), NULL);
+    weft(&s, "render", "an owl", "-m", MODEL, "-a", LORA, "--seed", "8", "--steps", "3", "--count",
+         "2", "-o", in(&s, "c.png"), NULL);
+    expect_success(&s, 4);
+    cr_assert_eq(file_read(&a, &na, in(&s, "a.png"), 1 << 24, &err), 0);
+    cr_assert_eq(file_read(&b, &nb, in(&s, "b.png"), 1 << 24, &err), 0);
+    cr_assert_eq(file_read(&c, &nc, in(&s, "c-9.png"), 1 << 24, &err), 0, "%s", err.msg);
+    cr_expect(na == nb && !memcmp(a, b, na), "threads change the picture");
+    cr_expect(na == nc && !memcmp(a, c, na), "--count changes the picture");
+    free(a);
+    free(b);
+    free(c);
+    shell_close(&s);
+}
+
+Test(cli, picture_carries_how_it_was_made)
+{
+    struct shell s;
+    struct image a = {0}, b = {0};
+    struct image_texts t = {0};
+    shell_open(&s);
+    weft(&s, "render", "a (red:1.2) apple", "-n", "blue", "-m", MODEL, "-a",
+         LORA ":0.8,te=0.5,from=1,to=2", "--seed", "18446744073709551615", "--steps", "3",
+         "--sampler", "dpmpp_2m", "--schedule", "karras", "--cfg", "4.5", "--size", "64x72",
+         "--clip-skip", "2", "-o", in(&s, "a.png"), NULL);
+    expect_success(&s, 1);
+    read_picture(in(&s, "a.png"), &a, &t);
+    cr_expect(a.w == 64 && a.h == 72);
+    const char *p = image_text_find(&t, "parameters");
+    cr_assert(p);
+    cr_expect_eq(strncmp(p,
+                         "a (red:1.2) apple <lora:lora-kohya:0.5:0.8>\nNegative prompt: blue\n"
+                         "Steps: 3, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 4.5, "
+                         "Seed: 18446744073709551615, Size: 64x72, Model: tiny-sd1, Clip skip: 2, "
+                         "RNG: CPU, Lora hashes: \"lora-kohya: ",
+                         230),
+                 0, "parameters: %s", p);
+    /* the same picture from the picture alone; and with one thing changed, another */
+    weft(&s, "render", "--like", in(&s, "a.png"), "-o", in(&s, "b.png"), NULL);
+    expect_success(&s, 2);
+    read_picture(in(&s, "b.png"), &b, NULL);
+    cr_expect(!memcmp(a.rgb, b.rgb, (size_t)a.w * (size_t)a.h * 3), "--like made another picture");
+    image_release(&b);
+    weft(&s, "render", "--like", in(&s, "a.png"), "--seed", "1", "-o", in(&s, "c.png"), NULL);
+    expect_success(&s, 3);
+    read_picture(in(&s, "c.png"), &b, NULL);
+    cr_expect(memcmp(a.rgb, b.rgb, (size_t)a.w * (size_t)a.h * 3), "--seed had no effect");
+    image_release(&a);
+    image_release(&b);
+    image_texts_release(&t);
+    shell_close(&s);
+}
+
+Test(cli, prompt_may_name_adapters)
+{
+    struct shell s;
+    struct image a = {0}, b = {0}, c = {0};
+    shell_open(&s);
+    weft(&s, "render", "a key <lora:" LORA ":0.7>", "-m", MODEL, "--seed", "3", "--steps", "2",
+         "-o", in(&s, "a.png"), NULL);
+    weft(&s, "render", "a key ", "-a", LORA ":0.7", "-m", MODEL, "--seed", "3", "--steps", "2",
+         "-o", in(&s, "b.png"), NULL);
+    weft(&s, "render", "a key ", "-m", MODEL, "--seed", "3", "--steps", "2", "-o", in(&s, "c.png"),
+         NULL);
+    expect_success(&s, 3);
+    read_picture(in(&s, "a.png"), &a, NULL);
+    read_picture(in(&s, "b.png"), &b, NULL);
+    read_picture(in(&s, "c.png"), &c, NULL);
+    cr_expect(!memcmp(a.rgb, b.rgb, 64 * 64 * 3), "-a and <lora:> differ");
+    cr_expect(memcmp(a.rgb, c.rgb, 64 * 64 * 3), "the adapter does nothing");
+    image_release(&a);
+    image_release(&b);
+    image_release(&c);
+    shell_close(&s);
+}
+
+/* A name with colons and commas is the file of that name. */
+Test(cli, adapter_names_may_hold_anything)
+{
+    struct shell s;
+    char cmd[300];
+    shell_open(&s);
+    snprintf(cmd, sizeof cmd, "cp %s '%s/odd:0.5,te=1@v2.safetensors'", LORA, s.dir);
+    cr_assert_eq(system(cmd), 0);
+    weft(&s, "render", "x", "-m", MODEL, "-a", in(&s, "odd:0.5,te=1@v2.safetensors"), "--steps",
+         "1", "--json", "-o", in(&s, "a.png"), NULL);
+    expect_success(&s, 1);
+    cr_expect(strstr(s.out, "\"strength\":1.0"), "%s", s.out);
+    weft(&s, "render", "x", "-m", MODEL, "-a", in(&s, "odd:0.5,te=1@v2:0.25,unet=0.75"), "--steps",
+         "1", "--json", "-o", in(&s, "b.png"), NULL);
+    expect_success(&s, 2);
+    cr_expect(strstr(s.out, "\"strength\":0.75"), "%s", s.out);
+    shell_close(&s);
+}
+
+Test(cli, init_image)
+{
+    struct shell s;
+    struct image a = {0}, b = {0};
+    shell_open(&s);
+    weft(&s, "render", "x", "-m", MODEL, "--seed", "1", "--steps", "2", "-o", in(&s, "a.png"),
+         NULL);
+    weft(&s, "render", "y", "-m", MODEL, "--seed", "1", "--steps", "10", "--init", in(&s, "a.png"),
+         "--denoise", "0.1", "--json", "-o", in(&s, "b.png"), NULL);
+    expect_success(&s, 2);
+    cr_expect(strstr(s.out, "\"passes\":2"), "%s", s.out);
+    weft(&s, "render", "y", "-m", MODEL, "--steps", "4", "--init", in(&s, "a.png"), "--size",
+         "80x72", "-o", in(&s, "c.png"), NULL);
+    expect_success(&s, 3);
+    read_picture(in(&s, "c.png"), &a, NULL);
+    cr_expect(a.w == 80 && a.h == 72);
+    image_release(&a);
+    image_release(&b);
+    shell_close(&s);
+}
+
+Test(cli, folded_and_tiled_are_nearly_the_same)
+{
+    struct shell s;
+    struct image a = {0}, b = {0}, c = {0};
+    shell_open(&s);
+    weft(&s, "render", "x", "-m", MODEL, "-a", LORA, "--seed", "1", "--steps", "2", "-o",
+         in(&s, "a.png"), NULL);
+    weft(&s, "render", "x", "-m", MODEL, "-a", LORA, "--seed", "1", "--steps", "2", "--fold", "-o",
+         in(&s, "b.png"), NULL);
+    weft(&s, "render", "x", "-m", MODEL, "-a", LORA, "--seed", "1", "--steps", "2", "--tile", "8",
+         "-o", in(&s, "c.png"), NULL);
+    expect_success(&s, 3);
+    read_picture(in(&s, "a.png"), &a, NULL);
+    read_picture(in(&s, "b.png"), &b, NULL);
+    read_picture(in(&s, "c.png"), &c, NULL);
+    for (int i = 0; i < 64 * 64 * 3; i++) {
+        cr_assert_leq(abs(a.rgb[i] - b.rgb[i]), 1, "folded: value %d", i);
+        cr_assert_leq(abs(a.rgb[i] - c.rgb[i]), 0, "one tile is the whole picture: value %d", i);
+    }
+    image_release(&a);
+    image_release(&b);
+    image_release(&c);
+    shell_close(&s);
+}
+
+Test(cli, empty_and_enormous_prompts_are_fine)
+{
+    struct shell s;
+    char *big = malloc(60001);
+    shell_open(&s);
+    weft(&s, "render", "", "-m", MODEL, "--steps", "1", "-o", in(&s, "a.png"), NULL);
+    expect_success(&s, 1);
+    big[0] = 0;
+    for (int i = 0; i < 10000; i++)
+        memcpy(big + 6 * i, "apple ", 7);
+    weft(&s, "render", big, "-m", MODEL2, "--steps", "1", "-o", in(&s, "b.png"), NULL);
+    expect_success(&s, 2);
+    free(big);
+    shell_close(&s);
+}
+
+/* ---- a wrong command line -------------------------------------------------------------------- */
+
+Test(cli, wrong_command_lines)
+{
+    struct shell s;
+    shell_open(&s);
+    const char *o = in(&s, "a.png");
+    weft(&s, "render", "-m", MODEL, "-o", o, NULL);
+    expect_failure(&s, 2, "no prompt");
+    weft(&s, "render", "a", "b", "-m", MODEL, "-o", o, NULL);
+    expect_failure(&s, 2, "'b' is a second");
+    weft(&s, "render", "x", "-m", MODEL, "--steps", "0", "-o", o, NULL);
+    expect_failure(&s, 2, "--steps takes 1 to 1000, not '0'");
+    weft(&s, "render", "x", "-m", MODEL, "--steps", "many", "-o", o, NULL);
+    expect_failure(&s, 2, "--steps takes a whole number");
+    weft(&s, "render", "x", "-m", MODEL, "--steps", "2.5", "-o", o, NULL);
+    expect_failure(&s, 2, "--steps takes a whole number");
+    weft(&s, "render", "x", "-m", MODEL, "--colour", "red", "-o", o, NULL);
+    expect_failure(&s, 2, "no option '--colour'");
+    weft(&s, "render", "x", "-m", MODEL, "-o", NULL);
+    expect_failure(&s, 2, "needs a value");
+    weft(&s, "render", "x", "-m", MODEL, "--sampler", "magic", "-o", o, NULL);
+    expect_failure(&s, 2, "ddim");
+    cr_expect(strstr(s.err, "magic") && strstr(s.err, "unipc") && strstr(s.err, "lcm"), "%s",
+              s.err);
+    weft(&s, "render", "x", "-m", MODEL, "--sampler", "euler_a", "--schedule", "karras", "-o", o,
+         NULL);
+    expect_failure(&s, 2, "euler_a");
+    weft(&s, "render", "x", "-m", MODEL, "--schedule", "odd", "-o", o, NULL);
+    expect_failure(&s, 2, "known: default, karras, trained");
+    weft(&s, "render", "x", "-m", MODEL, "--size", "65", "-o", o, NULL);
+    expect_failure(&s, 2, "multiples of 8");
+    weft(&s, "render", "x", "-m", MODEL, "--size", "0x0", "-o", o, NULL);
+    expect_failure(&s, 2, "--size takes a size");
+    weft(&s, "render", "x", "-m", MODEL, "--size", "100000x8", "-o", o, NULL);
+    expect_failure(&s, 2, "up to 8192");
+    weft(&s, "render", "x", "-m", MODEL, "--seed", "-1", "-o", o, NULL);
+    expect_failure(&s, 2, "--seed takes");
+    weft(&s, "render", "x", "-m", MODEL, "--compose", "telepathy", "-o", o, NULL);
+    expect_failure(&s, 2, "no strategy 'telepathy'");
+    weft(&s, "render", "x", "-m", MODEL, "--clip-skip", "9", "-o", o, NULL);
+    expect_failure(&s, 2, "clip skip 9");
+    weft(&s, "render", "x", "-m", MODEL, "-a", LORA ",box=0:0:1:1", "-o", o, NULL);
+    expect_failure(&s, 2, "box= is not in this version");
+    weft(&s, "render", "x", "-m", MODEL, "-a", LORA ",strange=1", "-o", o, NULL);
+    expect_failure(&s, 2, "strange=1");
+    weft(&s, "render", "x", "-m", MODEL, "-a", LORA ",from=2", "--fold", "-o", o, NULL);
+    expect_failure(&s, 2, "cannot be folded");
+    weft(&s, "render", "x", "-m", MODEL, "--device", "abacus", "-o", o, NULL);
+    expect_failure(&s, 2, "no device 'abacus'");
+    weft(&s, "render", "a <hypernet:x:1>", "-m", MODEL, "-o", o, NULL);
+    expect_failure(&s, s.code, "hypernet");
+    cr_expect(s.code == 1 || s.code == 2);
+    shell_close(&s);
+}
+
+/* ---- bad files ------------------------------------------------------------------------------- */
+
+/* A copy of the model in the folder, to be damaged; returns its path. */
+static const char *copy_model(const struct shell *s, const char *from, const char *name)
+{
+    char cmd[300];
+    snprintf(cmd, sizeof cmd, "cp -r %s %s/%s && chmod -R u+w %s/%s", from, s->dir, name, s->dir,
+             name);
+    cr_assert_eq(system(cmd), 0);
+    return in(s, name);
+}
+
+static void write_text(const char *path, const char *text)
+{
+    struct err err;
+    cr_assert_eq(file_replace(path, text, strlen(text), &err), 0, "%s", err.msg);
+}
+
+static void render_with(struct shell *s, const char *model, const char *adapter)
+{
+    const char *o = in(s, "a.png");
+    if (adapter)
+        weft(s, "render", "x", "-m", model, "-a", adapter, "--steps", "1", "-o", o, NULL);
+    else
+        weft(s, "render", "x", "-m", model, "--steps", "1", "-o", o, NULL);
+}
+
+Test(cli, bad_models)
+{
+    struct shell s;
+    shell_open(&s);
+    render_with(&s, in(&s, "nowhere"), NULL);
+    expect_failure(&s, 1, "no such folder");
+    render_with(&s, s.dir, NULL);
+    expect_failure(&s, 1, "no model_index.json");
+
+    const char *m = copy_model(&s, MODEL, "index");
+    write_text(in(&s, "index/model_index.json"),
+               "{\"_class_name\": \"StableDiffusionXLPipeline\"}");
+    render_with(&s, m, NULL);
+    expect_failure(&s, 1, "StableDiffusionXLPipeline");
+
+    m = copy_model(&s, MODEL, "cut");
+    cr_assert_eq(truncate(in(&s, "cut/unet/diffusion_pytorch_model.safetensors"), 100000), 0);
+    render_with(&s, m, NULL);
+    expect_failure(&s, 1, "diffusion_pytorch_model.safetensors");
+
+    m = copy_model(&s, MODEL, "gone");
+    unlink(in(&s, "gone/vae/diffusion_pytorch_model.safetensors"));
+    render_with(&s, m, NULL);
+    expect_failure(&s, 1, "holds no diffusion_pytorch_model.safetensors");
+    write_text(in(&s, "gone/vae/diffusion_pytorch_model.bin"), "x");
+    render_with(&s, m, NULL);
+    expect_failure(&s, 1, "pickled weights are never read");
+
+    m = copy_model(&s, MODEL, "hostile");
+    write_text(in(&s, "hostile/unet/diffusion_pytorch_model.safetensors"),
+               "\xff\xff\xff\xff\xff\xff\xff\x7f{}");
+    render_with(&s, m, NULL);
+    expect_failure(&s, 1, "header too large");
+
+    m = copy_model(&s, MODEL, "swapped"); /* parts of two models */
+    char cmd[300];
+    snprintf(cmd, sizeof cmd, "cp %s/text_encoder/* %s/swapped/text_encoder/", MODEL2, s.dir);
+    cr_assert_eq(system(cmd), 0);
+    render_with(&s, m, NULL);
+    expect_failure(&s, 1, "the text encoder is 20 wide and the UNet attends to text 16 wide");
+    shell_close(&s);
+}
+
+/* Replaces one text in a config file by another. */
+static void edit(const char *path, const char *from, const char *to)
+{
+    char *text, *at, *all;
+    struct err err;
+    cr_assert_eq(file_read(&text, NULL, path, 1 << 20, &err), 0);
+    cr_assert((at = strstr(text, from)), "%s: no %s", path, from);
+    all = malloc(strlen(text) + strlen(to) + 1);
+    sprintf(all, "%.*s%s%s", (int)(at - text), text, to, at + strlen(from));
+    write_text(path, all);
+    free(text);
+    free(all);
+}
+
+/* A key that changes the computation and is not known is an error that names it. */
+Test(cli, bad_configs)
+{
+    static const struct {
+        const char *file, *from, *to, *words;
+    } cases[] = {
+        {"unet/config.json", "\"class_embed_type\": null", "\"class_embed_type\": \"timestep\"",
+         "class_embed_type"},
+        {"unet/config.json", "\"time_cond_proj_dim\": null", "\"time_cond_proj_dim\": 256",
+         "time_cond_proj_dim"},
+        {"unet/config.json", "\"act_fn\": \"silu\"", "\"act_fn\": \"gelu\"", "act_fn"},
+        {"unet/config.json", "\"sample_size\": 8", "\"sample_size\": 8, \"new_trick\": 3",
+         "new_trick"},
+        {"unet/config.json", "\"cross_attention_dim\": 16", "\"cross_attention_dim\": 24",
+         "is [8, 16]"},
+        {"unet/config.json", "\"DownBlock2D\"", "\"SimpleDownBlock2D\"", "SimpleDownBlock2D"},
+        {"unet/config.json", "\"norm_num_groups\": 4", "\"norm_num_groups\": 3", "norm_num_groups"},
+        {"vae/config.json", "\"shift_factor\": null", "\"shift_factor\": 0.1", "shift_factor"},
+        {"vae/config.json", "\"scaling_factor\": 0.18215", "\"scaling_factor\": 0", "sizes"},
+        {"text_encoder/config.json", "quick_gelu", "relu", "hidden_act"},
+        {"scheduler/scheduler_config.json", "scaled_linear", "sigmoid", "sigmoid"},
+        {"scheduler/scheduler_config.json", "\"thresholding\": false", "\"thresholding\": true",
+         "thresholding"},
+    };
+    struct shell s;
+    shell_open(&s);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char name[20], file[80];
+        snprintf(name, sizeof name, "m%zu", i);
+        snprintf(file, sizeof file, "m%zu/%s", i, cases[i].file);
+        const char *m = copy_model(&s, MODEL, name);
+        edit(in(&s, file), cases[i].from, cases[i].to);
+        render_with(&s, m, NULL);
+        cr_expect(strstr(s.err, cases[i].words), "%s: %s", cases[i].to, s.err);
+        cr_expect(s.code == 1 || s.code == 2, "%s: exit %d", cases[i].to, s.code);
+        cr_expect_eq(files(&s), 0);
+    }
+    shell_close(&s);
+}
+
+/* One value of one array of a file becomes NaN. */
+static void poison(const char *path, const char *array)
+{
+    struct safetensors *st = NULL;
+    struct err err;
+    size_t size;
+    cr_assert_eq(safetensors_open(&st, path, &err), 0);
+    const struct array *a = safetensors_find(st, array);
+    cr_assert(a && a->dtype == DT_F16, "%s", array);
+    const char *base = safetensors_data(st, &size);
+    struct stat sb;
+    cr_assert_eq(stat(path, &sb), 0);
+    off_t at = sb.st_size - (off_t)size + ((const char *)a->data - base);
+    safetensors_close(st);
+    int fd = open(path, O_WRONLY);
+    const uint16_t nan = 0x7e00;
+    cr_assert_eq(pwrite(fd, &nan, sizeof nan, at), (ssize_t)sizeof nan);
+    close(fd);
+}
+
+Test(cli, nan_weights)
+{
+    struct shell s;
+    char cmd[300];
+    shell_open(&s);
+    const char *m = copy_model(&s, MODEL, "nan");
+    poison(in(&s, "nan/unet/diffusion_pytorch_model.safetensors"),
+           "mid_block.resnets.0.conv1.weight");
+    render_with(&s, m, NULL);
+    expect_failure(&s, 1, "unet.mid_block.resnets.0.conv1: value 0 is NaN");
+    m = copy_model(&s, MODEL, "nan2");
+    poison(in(&s, "nan2/unet/diffusion_pytorch_model.safetensors"), "conv_norm_out.weight");
+    render_with(&s, m, NULL);
+    expect_failure(&s, 1, "conv_norm_out: value 0 is NaN");
+    snprintf(cmd, sizeof cmd, "cp %s %s/nan.safetensors", LORA, s.dir);
+    cr_assert_eq(system(cmd), 0);
+    poison(in(&s, "nan.safetensors"),
+           "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.lora_up.weight");
+    render_with(&s, MODEL, in(&s, "nan.safetensors"));
+    expect_failure(&s, 1, "NaN");
+    cr_expect(strstr(s.err, "nan.safetensors"), "%s", s.err);
+    shell_close(&s);
+}
+
+Test(cli, bad_adapters)
+{
+    struct shell s;
+    char cmd[300];
+    shell_open(&s);
+    render_with(&s, MODEL, in(&s, "nothing.safetensors"));
+    expect_failure(&s, 1, "no such adapter file");
+    snprintf(cmd, sizeof cmd, "head -c 5000 %s > %s/cut.safetensors", LORA, s.dir);
+    cr_assert_eq(system(cmd), 0);
+    render_with(&s, MODEL, in(&s, "cut.safetensors"));
+    expect_failure(&s, 1, "cut.safetensors");
+    write_text(in(&s, "zip.safetensors"), "PK\x03\x04 this is a zip");
+    render_with(&s, MODEL, in(&s, "zip.safetensors"));
+    expect_failure(&s, 1, "zip.safetensors");
+    write_text(in(&s, "empty.safetensors"), "");
+    render_with(&s, MODEL, in(&s, "empty.safetensors"));
+    expect_failure(&s, 1, "empty.safetensors");
+    /* made for another base: both widths are named */
+    render_with(&s, MODEL2, LORA);
+    expect_failure(&s, 1, "made for another base model");
+    cr_expect(strstr(s.err, " 16 wide in") && strstr(s.err, "the model's weight"), "%s", s.err);
+    shell_close(&s);
+}
+
+/* An adapter that fits in part is listed and refused, unless that is asked for. */
+Test(cli, partial_matches)
+{
+    struct shell s;
+    struct safetensors *st = NULL;
+    struct err err;
+    struct safetensors_item item[1000];
+    size_t n;
+    shell_open(&s);
+    cr_assert_eq(safetensors_open(&st, LORA, &err), 0);
+    n = safetensors_count(st);
+    for (size_t i = 0; i < n; i++)
+        item[i] = (struct safetensors_item){safetensors_name(st, i), *safetensors_at(st, i)};
+    /* one module under a name that no model has */
+    char key[3][200];
+    size_t renamed = 0;
+    for (size_t i = 0; i < n; i++) {
+        char *at = strstr(item[i].name, "mid_block_resnets_0_conv1.");
+        if (!at)
+            continue;
+        cr_assert_lt(renamed, 3);
+        snprintf(key[renamed], sizeof key[0], "%s", item[i].name);
+        strstr(key[renamed], "resnets_0")[8] = '7';
+        item[i].name = key[renamed++];
+    }
+    cr_assert_eq(renamed, 3);
+    cr_assert_eq(safetensors_write(in(&s, "part.safetensors"), item, n, NULL, 0, &err), 0, "%s",
+                 err.msg);
+    render_with(&s, MODEL, in(&s, "part.safetensors"));
+    expect_failure(&s, 1, "1 of its 265 weights do not fit");
+    cr_expect(strstr(s.err, "not matched: unet.mid_block.resnets.7.conv1"), "%s", s.err);
+    weft(&s, "render", "x", "-m", MODEL, "-a", in(&s, "part.safetensors"), "--allow-partial",
+         "--steps", "1", "--json", "-o", in(&s, "a.png"), NULL);
+    expect_success(&s, 1);
+    cr_expect(strstr(s.out, "\"matched\":264"), "%s", s.out);
+    safetensors_close(st);
+    shell_close(&s);
+}
+
+Test(cli, outputs_that_cannot_be)
+{
+    struct shell s;
+    shell_open(&s);
+    weft(&s, "render", "x", "-m", MODEL, "--steps", "1", "-o", in(&s, "no/such/a.png"), NULL);
+    expect_failure(&s, 1, "cannot be written");
+    weft(&s, "render", "x", "-m", MODEL, "--steps", "1", "-o", "/dev/null", NULL);
+    expect_failure(&s, 1, "a device or pipe");
+    weft(&s, "render", "x", "-m", MODEL, "--steps", "1", "-o", "/proc/a.png", NULL);
+    expect_failure(&s, 1, "/proc/a.png: cannot be written");
+    weft(&s, "render", "--like", LORA, "-o", in(&s, "a.png"), NULL);
+    expect_failure(&s, 1, "lora-kohya.safetensors");
+    weft(&s, "render", "x", "--init", in(&s, "none.png"), "-m", MODEL, "-o", in(&s, "a.png"), NULL);
+    expect_failure(&s, 1, "none.png");
+    shell_close(&s);
+}
+
+/* Ctrl-C in the middle: nothing half-written, one line, exit 1. */
+Test(cli, interrupt_leaves_nothing)
+{
+    struct shell s;
+    const char *bin = getenv("WEFT_BIN");
+    shell_open(&s);
+    char *argv[] = {strdup(bin ? bin : "build/weft"),
+                    (char *)"render",
+                    (char *)"x",
+                    (char *)"-m",
+                    (char *)MODEL,
+                    (char *)"--steps",
+                    (char *)"900",
+                    (char *)"--size",
+                    (char *)"256",
+                    (char *)"-o",
+                    strdup(in(&s, "a.png")),
+                    NULL};
+    pid_t pid = start(&s, argv);
+    usleep(700000);
+    kill(pid, SIGINT);
+    finish(&s, pid);
+    expect_failure(&s, 1, "stopped");
+    free(argv[0]);
+    free(argv[10]);
+    shell_close(&s);
+}
+
+/* The demo model and its adapter, as `make demo` uses them. */
+Test(cli, demo_model_is_found)
+{
+    struct shell s;
+    shell_open(&s);
+    weft(&s, "render", "a sks monkey", "-a", "assets/adapters/monkey.safetensors", "--seed", "7",
+         "--steps", "2", "-v", "-o", in(&s, "a.png"), NULL);
+    expect_success(&s, 1);
+    cr_expect(strstr(s.err, "adapter monkey: lora (peft), 56 of 56"), "%s", s.err);
+    shell_close(&s);
+}
