@@ -98,7 +98,8 @@ static int bench_ceiling(struct bench *b, struct err *err)
     static const struct shape s[] = {{"product 1024 x 1024 x 1024", 1, 1024, 1, 1024, 1024, 1},
                                      {"product 512 x 2048 x 1024", 1, 512, 1, 2048, 1024, 1},
                                      {"product 384 x 1280 x 1280", 1, 384, 1, 1280, 1280, 1},
-                                     {"convolution 1280, 8 x 8", 2, 8, 8, 1280, 1280, 3}};
+                                     {"convolution 96, 16 x 16", 2, 16, 16, 96, 96, 3},
+                                     {"convolution 160, 8 x 8", 2, 8, 8, 160, 160, 3}};
     int rc = 0;
     for (size_t i = 0; i < sizeof s / sizeof *s && rc == 0; i++) {
         double t;
@@ -206,6 +207,9 @@ static int bench_sd15(struct bench *b, struct err *err)
     int rc = source_random(&from, sd15_unet, "SD 1.5", 1, err);
     rc = rc < 0 ? rc : unet_open(&u, b->dev, &from, &sites, err);
     rc = rc < 0 ? rc : time_unet(b, u, 2, 64, 64, 77, 3, "SD 1.5 UNet, 512x512, guided", err);
+    struct rusage ru;
+    if (rc == 0 && getrusage(RUSAGE_SELF, &ru) == 0)
+        figure(b, "SD 1.5 UNet, peak memory with weights", (double)ru.ru_maxrss * 1024 / 1e6, "MB");
     unet_close(u);
     sites_release(&sites);
     return rc;

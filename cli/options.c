@@ -34,10 +34,10 @@ static int parse_u64(const struct option *o, const char *s, uint64_t *out, struc
 {
     char *end;
     errno = 0;
-    unsigned long long v = strtoull(s, &end, 10);
-    if (end == s || *end || errno || *s == '-')
-        return bad(o, s, "a whole number from 0 to 2^64 - 1", err);
-    *out = v;
+    long long v = strtoll(s, &end, 10); /* not more than JSON can say */
+    if (end == s || *end || errno || v < 0)
+        return bad(o, s, "a whole number from 0 to 2^63 - 1", err);
+    *out = (uint64_t)v;
     return 0;
 }
 

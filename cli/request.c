@@ -233,13 +233,11 @@ static json_t *adapter_json(const struct request_adapter *a)
 char *request_to_json(const struct request *r, struct err *err)
 {
     json_t *root = json_object(), *list = json_array();
-    char seed[24], *text = NULL;
+    char *text = NULL;
     int bad = !root || !list;
 
-    /* a seed can be larger than JSON's integers */
-    snprintf(seed, sizeof seed, "%llu", (unsigned long long)r->seed);
     bad = bad || json_object_set_new(root, "weft", json_string(WEFT_VERSION));
-    bad = bad || json_object_set_new(root, "seed", json_string(seed));
+    bad = bad || json_object_set_new(root, "seed", json_integer((json_int_t)r->seed));
     bad = bad || json_object_set_new(root, "width", json_integer(r->size[0]));
     bad = bad || json_object_set_new(root, "height", json_integer(r->size[1]));
     for (size_t i = 0; i < N_FIELDS && !bad; i++)
@@ -301,8 +299,7 @@ int request_from_json(struct request *r, const char *text, struct err *err)
     }
     for (i = 0; i < N_FIELDS && rc == 0; i++)
         rc = field_read(r, &fields[i], json_object_get(root, fields[i].key), err);
-    const char *seed = json_string_value(json_object_get(root, "seed"));
-    r->seed = seed ? strtoull(seed, NULL, 10) : 0;
+    r->seed = (uint64_t)json_integer_value(json_object_get(root, "seed"));
     r->size[0] = (int)json_integer_value(json_object_get(root, "width"));
     r->size[1] = (int)json_integer_value(json_object_get(root, "height"));
     json_array_foreach(json_object_get(root, "adapters"), i, v)

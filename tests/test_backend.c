@@ -151,6 +151,8 @@ static const struct layer_case layer_cases[] = {
     {1, 12, 12, 8, 8, 3, 2, {0, 0, 1, 1}, true, false, NULL}, /* the encoder's lopsided padding */
     {1, 32, 32, 4, 32, 3, 1, {1, 1, 1, 1}, true, false, NULL},
     {1, 32, 32, 32, 3, 3, 1, {1, 1, 1, 1}, true, false, NULL},
+    {1, 32, 32, 320, 320, 3, 1, {1, 1, 1, 1}, true, true, NULL},
+    {1, 32, 32, 320, 1280, 1, 1, {0}, true, false, NULL},
 };
 
 Test(backend, layers)
@@ -187,7 +189,7 @@ Test(backend, layers)
     }
 }
 
-/* A row's result is the same bits alone, in a batch of two and of five, with one thread or two. */
+/* A row's result is the same bits alone, in a batch of two and of five, with one to four threads. */
 Test(backend, layer_rows_do_not_depend_on_their_neighbours)
 {
     for (size_t i = 0; i < sizeof layer_cases / sizeof *layer_cases; i++) {
@@ -199,8 +201,8 @@ Test(backend, layer_rows_do_not_depend_on_their_neighbours)
         fill_layer(&l, &c, w, b);
         c.l = &l;
         for (int k = 0; k < 6; k++) {
-            static const int rows[] = {1, 2, 5, 1, 2, 5};
-            struct device *dev = test_device_isa("cpu", ISA_BEST, k < 3 ? 2 : 1);
+            static const int rows[] = {1, 2, 5, 1, 2, 5}, threads[] = {2, 2, 2, 1, 3, 4};
+            struct device *dev = test_device_isa("cpu", ISA_BEST, threads[k]);
             c.n = rows[k];
             struct io got = compute(dev, run_layer, &c);
             if (!first) {
@@ -218,6 +220,85 @@ Test(backend, layer_rows_do_not_depend_on_their_neighbours)
         free(w);
         free(b);
     }
+}
+
+/* ---- what oneDNN chose ----------------------------------------------------------------------- */
+
+/* Runs one layer shape and says which implementation oneDNN took. */
+static void expect_fast(const struct layer_case *shape)
+{
+    struct device *dev = test_device("cpu");
+    struct layer_case c = *shape;
+    struct layer l;
+    float *w = malloc((size_t)c.out * (size_t)c.in * (size_t)(c.k * c.k) * sizeof *w);
+    float *b = malloc((size_t)c.out * sizeof *b);
+    fill_layer(&l, &c, w, b);
+    c.l = &l;
+    struct io got = compute(dev, run_layer, &c);
+    const char *kind = dev->be->layer_kind(&l, 0);
+    cr_assert(kind && !dev->be->layer_kind(&l, 1));
+    printf("%dx%d %d -> %d k%d s%d%s: %s\n", c.h, c.w, c.in, c.out, c.k, c.stride,
+           c.accumulate ? " +=" : "", kind);
+    cr_expect(!strstr(kind, "ref") && !strstr(kind, "gemm:"), "%dx%d %d -> %d k%d runs on %s", c.h,
+              c.w, c.in, c.out, c.k, kind);
+    layer_release(dev, &l);
+    drop(&got);
+    free(w);
+    free(b);
+    device_close(dev);
+}
+
+/* No convolution or product that our models make may fall to oneDNN's reference or im2col path. The
+ * list is every kind of layer of SD 1.5, of its autoencoder and of the demo model, at its own shape or,
+ * where that would take long, at fewer places. */
+Test(backend, onednn_takes_no_slow_path)
+{
+    static const struct layer_case shapes[] = {
+        /* in and out */
+        {2, 64, 64, 4, 320, 3, 1, {1, 1, 1, 1}, true, false, NULL},
+        {2, 64, 64, 320, 4, 3, 1, {1, 1, 1, 1}, true, false, NULL},
+        {2, 32, 32, 4, 32, 3, 1, {1, 1, 1, 1}, true, false, NULL},
+        {2, 32, 32, 32, 4, 3, 1, {1, 1, 1, 1}, true, false, NULL},
+        /* resnets, alone and onto a shortcut; odd sizes */
+        {2, 64, 64, 320, 320, 3, 1, {1, 1, 1, 1}, true, false, NULL},
+        {2, 64, 64, 320, 320, 3, 1, {1, 1, 1, 1}, true, true, NULL},
+        {1, 32, 32, 960, 640, 3, 1, {1, 1, 1, 1}, true, false, NULL},
+        {2, 16, 16, 1280, 1280, 3, 1, {1, 1, 1, 1}, true, true, NULL},
+        {2, 8, 8, 2560, 1280, 3, 1, {1, 1, 1, 1}, true, false, NULL},
+        {2, 9, 11, 320, 320, 3, 1, {1, 1, 1, 1}, true, false, NULL},
+        {2, 16, 16, 96, 96, 3, 1, {1, 1, 1, 1}, true, true, NULL},
+        {2, 8, 8, 256, 160, 3, 1, {1, 1, 1, 1}, true, false, NULL},
+        {1, 128, 128, 16, 16, 3, 1, {1, 1, 1, 1}, true, true, NULL},
+        /* downsampling, both paddings */
+        {2, 64, 64, 320, 320, 3, 2, {1, 1, 1, 1}, true, false, NULL},
+        {2, 9, 11, 320, 320, 3, 2, {1, 1, 1, 1}, true, false, NULL},
+        {1, 64, 64, 128, 128, 3, 2, {0, 0, 1, 1}, true, false, NULL},
+        /* the autoencoder */
+        {1, 64, 64, 4, 512, 3, 1, {1, 1, 1, 1}, true, false, NULL},
+        {1, 128, 128, 128, 128, 3, 1, {1, 1, 1, 1}, true, false, NULL},
+        {1, 128, 128, 128, 3, 3, 1, {1, 1, 1, 1}, true, false, NULL},
+        {1, 64, 64, 3, 128, 3, 1, {1, 1, 1, 1}, true, false, NULL},
+        /* linear, and 1x1 convolutions */
+        {2, 64, 64, 320, 320, 1, 1, {0}, true, true, NULL},
+        {2, 77, 1, 768, 320, 1, 1, {0}, false, false, NULL},
+        {2, 64, 64, 320, 2560, 1, 1, {0}, true, false, NULL},
+        {2, 1, 1, 320, 1280, 1, 1, {0}, true, false, NULL},
+        {2, 32, 32, 960, 640, 1, 1, {0}, true, false, NULL},
+        {1, 9, 11, 8, 8, 1, 1, {0}, true, false, NULL},
+        /* low-rank factors */
+        {2, 64, 64, 320, 16, 1, 1, {0}, false, false, NULL},
+        {2, 64, 64, 16, 320, 1, 1, {0}, false, true, NULL},
+        {2, 16, 16, 96, 4, 1, 1, {0}, false, false, NULL},
+        {2, 16, 16, 4, 96, 1, 1, {0}, false, true, NULL},
+        {2, 32, 32, 320, 4, 3, 1, {1, 1, 1, 1}, false, false, NULL},
+    };
+    struct device *dev = test_device_isa("cpu", ISA_BEST, 1);
+    bool wide = dev->isa == ISA_AVX512 && !getenv("ONEDNN_MAX_CPU_ISA");
+    device_close(dev);
+    if (!wide)
+        cr_skip_test("only where oneDNN may use AVX-512");
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        expect_fast(&shapes[i]);
 }
 
 /* ---- norms ----------------------------------------------------------------------------------- */

@@ -230,7 +230,7 @@ Test(cli, picture_carries_how_it_was_made)
     struct image_texts t = {0};
     shell_open(&s);
     weft(&s, "render", "a (red:1.2) apple", "-n", "blue", "-m", MODEL, "-a",
-         LORA ":0.8,te=0.5,from=1,to=2", "--seed", "18446744073709551615", "--steps", "3",
+         LORA ":0.8,te=0.5,from=1,to=2", "--seed", "9223372036854775807", "--steps", "3",
          "--sampler", "dpmpp_2m", "--schedule", "karras", "--cfg", "4.5", "--size", "64x72",
          "--clip-skip", "2", "-o", in(&s, "a.png"), NULL);
     expect_success(&s, 1);
@@ -241,7 +241,7 @@ Test(cli, picture_carries_how_it_was_made)
     cr_expect_eq(strncmp(p,
                          "a (red:1.2) apple <lora:lora-kohya:0.5:0.8>\nNegative prompt: blue\n"
                          "Steps: 3, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 4.5, "
-                         "Seed: 18446744073709551615, Size: 64x72, Model: tiny-sd1, Clip skip: 2, "
+                         "Seed: 9223372036854775807, Size: 64x72, Model: tiny-sd1, Clip skip: 2, "
                          "RNG: CPU, Lora hashes: \"lora-kohya: ",
                          230),
                  0, "parameters: %s", p);
@@ -281,6 +281,32 @@ Test(cli, prompt_may_name_adapters)
     image_release(&a);
     image_release(&b);
     image_release(&c);
+    shell_close(&s);
+}
+
+/* Prompts that must come to the same picture, to the last bit. */
+Test(cli, prompts_that_say_the_same)
+{
+    static const char *const same[] = {
+        "an owl",          "an owl AND a fox:0", "[an owl:a fox:100]",
+        "[an owl|an owl]", "[a fox:an owl:0]",   "(an owl:1)"};
+    struct shell s;
+    struct image first = {0}, im = {0};
+    shell_open(&s);
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
+        weft(&s, "render", same[i], "-m", MODEL, "--seed", "4", "--steps", "4", "-o",
+             in(&s, "a.png"), NULL);
+        expect_success(&s, 1);
+        read_picture(in(&s, "a.png"), i ? &im : &first, NULL);
+        cr_expect(!i || !memcmp(im.rgb, first.rgb, 64 * 64 * 3), "%s", same[i]);
+        image_release(&im);
+    }
+    weft(&s, "render", "[an owl:a fox:2]", "-m", MODEL, "--seed", "4", "--steps", "4", "-o",
+         in(&s, "a.png"), NULL);
+    read_picture(in(&s, "a.png"), &im, NULL);
+    cr_expect(memcmp(im.rgb, first.rgb, 64 * 64 * 3), "a schedule had no effect");
+    image_release(&im);
+    image_release(&first);
     shell_close(&s);
 }
 
@@ -402,6 +428,8 @@ Test(cli, wrong_command_lines)
     weft(&s, "render", "x", "-m", MODEL, "--size", "100000x8", "-o", o, NULL);
     expect_failure(&s, 2, "up to 8192");
     weft(&s, "render", "x", "-m", MODEL, "--seed", "-1", "-o", o, NULL);
+    expect_failure(&s, 2, "--seed takes");
+    weft(&s, "render", "x", "-m", MODEL, "--seed", "9223372036854775808", "-o", o, NULL);
     expect_failure(&s, 2, "--seed takes");
     weft(&s, "render", "x", "-m", MODEL, "--compose", "telepathy", "-o", o, NULL);
     expect_failure(&s, 2, "no strategy 'telepathy'");

@@ -82,6 +82,9 @@ struct backend {
     int (*upload)(struct device *dev, struct tensor *t, const float *host, struct err *err);
     int (*download)(struct device *dev, float *host, const struct tensor *t, struct err *err);
 
+    /* Which implementation runs the layer on the i-th of the shapes it has met, as the library beneath
+     * names it ("brgconv:avx512_core"), or NULL beyond the last. Optional: NULL where there is but one. */
+    const char *(*layer_kind)(const struct layer *l, int i);
     /* Frees l->impl. NULL-safe. */
     void (*layer_release)(struct device *dev, struct layer *l);
 

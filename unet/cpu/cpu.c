@@ -410,6 +410,7 @@ const struct backend backend_cpu = {
     .store = cpu_store,
     .upload = cpu_upload,
     .download = cpu_download,
+    .layer_kind = onednn_layer_kind,
     .layer_release = onednn_layer_release,
     .layer = cpu_layer_op,
     .group_norm = cpu_group_norm,

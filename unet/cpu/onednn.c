@@ -481,6 +481,15 @@ int onednn_layer(struct device *dev, struct tensor *y, struct layer *l, const st
     return st == dnnl_success ? 0 : failed(err, l, st, "run");
 }
 
+const char *onednn_layer_kind(const struct layer *l, int i)
+{
+    const struct cpu_layer *cl = l->impl;
+    const struct primitive *p = cl ? cl->primitive : NULL;
+    for (; p && i > 0; i--)
+        p = p->next;
+    return p ? p->name : NULL;
+}
+
 void onednn_layer_release(struct device *dev, struct layer *l)
 {
     struct cpu_layer *cl = l->impl;
