@@ -298,7 +298,7 @@ static int run(const struct command *self, int argc, char **argv)
     struct option o[MAX_OPTIONS];
     struct err err;
     const char **rest = calloc((size_t)argc + 1, sizeof *rest);
-    char *demo = cli_demo_model();
+    char *demo = cli_asset("model");
     int n = 0;
 
     (void)self;

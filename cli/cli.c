@@ -1,7 +1,5 @@
 #include "cli.h"
 
-#include "unet/file.h"
-
 #include <limits.h>
 #include <signal.h>
 #include <stdio.h>
@@ -16,11 +14,10 @@ int cli_fail(const struct err *err)
     return err->code == ERR_ARG ? EXIT_USAGE : EXIT_FAILED;
 }
 
-char *cli_demo_model(void)
+char *cli_asset(const char *name)
 {
-    static const char *const beside[] = {"../assets/model", "../share/weft/model",
-                                         "../../assets/model"};
-    char exe[PATH_MAX];
+    static const char *const beside[] = {"../assets", "../share/weft", "../../assets"};
+    char exe[PATH_MAX], path[PATH_MAX + 64];
     ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
     if (n > 0) {
         exe[n] = 0;
@@ -28,13 +25,14 @@ char *cli_demo_model(void)
         if (slash)
             *slash = 0;
         for (size_t i = 0; i < sizeof beside / sizeof *beside; i++) {
-            char *path = file_join(exe, beside[i]), *real = path ? realpath(path, NULL) : NULL;
-            free(path);
+            snprintf(path, sizeof path, "%s/%s/%s", exe, beside[i], name);
+            char *real = realpath(path, NULL);
             if (real)
                 return real;
         }
     }
-    return realpath(WEFT_PREFIX "/share/weft/model", NULL);
+    snprintf(path, sizeof path, "%s/%s", WEFT_PREFIX "/share/weft", name);
+    return realpath(path, NULL);
 }
 
 static volatile sig_atomic_t stop;

@@ -55,14 +55,14 @@ struct command {
     int (*run)(const struct command *self, int argc, char **argv);
     void (*help)(const struct command *self);
 };
-extern const struct command command_render, command_bench, command_help;
+extern const struct command command_render, command_score, command_bench, command_help;
 extern const struct command *const commands[]; /* NULL-terminated */
 
 /* Prints "weft: MESSAGE" and gives the exit code: 2 when the command line is wrong, else 1. */
 int cli_fail(const struct err *err);
 
-/* The folder of the demo model, found beside the program or installed; NULL where it is not. */
-char *cli_demo_model(void);
+/* A folder of assets/ ("model", "scorer"), found beside the program or installed; NULL where it is not. */
+char *cli_asset(const char *name);
 
 /* Set by Ctrl-C (SIGINT, SIGTERM) after cli_catch_stop. */
 void cli_catch_stop(void);

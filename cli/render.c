@@ -243,7 +243,7 @@ static int open_device(struct render *d, struct err *err)
 
 static int open_model(struct render *d, struct err *err)
 {
-    if (!d->r.model && !(d->r.model = cli_demo_model()))
+    if (!d->r.model && !(d->r.model = cli_asset("model")))
         return err_set(err, ERR_IO,
                        "the demo model is not installed; name a model with --model DIR");
     return model_open(&d->model, d->dev, d->r.model, err);
@@ -351,7 +351,7 @@ static int read_init(struct render *d, struct err *err)
                          d->r.init, im.w, im.h, f, nearest_side(im.w, f), nearest_side(im.h, f));
         return rc;
     }
-    rc = image_resize(&d->init, &im, d->r.size[0], d->r.size[1], err);
+    rc = image_resize(&d->init, &im, d->r.size[0], d->r.size[1], IMAGE_LANCZOS, err);
     image_release(&im);
     return rc;
 }

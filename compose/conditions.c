@@ -60,7 +60,7 @@ int conditions_parse(struct conditions *c, const struct tokenizer *t, int length
 void conditions_place(struct conditions *c, const struct clip_text *clip, struct run *keep)
 {
     for (int i = 0; i < c->n_text; i++)
-        c->hidden[i] = run_tensor(keep, 1, c->n_chunk * c->length, 1, clip->width);
+        c->hidden[i] = run_tensor(keep, 1, c->n_chunk * c->length, 1, clip->tower.width);
 }
 
 /* Scales each token's state by its weight, then all so that their mean is what it was. */
@@ -83,21 +83,21 @@ static int encode_text(struct conditions *c, const struct clip_text *clip, int s
                        struct run *pass, int k, float *host, struct err *err)
 {
     const struct prompt_chunks *ch = &c->chunks[k];
-    size_t row = (size_t)c->length * (size_t)clip->width;
+    size_t row = (size_t)c->length * (size_t)clip->tower.width;
 
     run_reset(pass);
     struct tensor y = clip_text_forward(clip, pass, ch->id, c->n_chunk, c->length, skip);
     int rc = run_check(pass, err);
     rc = rc < 0 ? rc : pass->dev->be->download(pass->dev, host, &y, err);
     for (int i = 0; i < c->n_chunk && rc == 0 && ch->weighted; i++)
-        weigh(host + (size_t)i * row, ch->weight + i * c->length, c->length, clip->width);
+        weigh(host + (size_t)i * row, ch->weight + i * c->length, c->length, clip->tower.width);
     return rc < 0 ? rc : pass->dev->be->upload(pass->dev, &c->hidden[k], host, err);
 }
 
 int conditions_encode(struct conditions *c, const struct clip_text *clip, int skip,
                       struct run *pass, struct err *err)
 {
-    size_t n = (size_t)c->n_chunk * (size_t)c->length * (size_t)clip->width;
+    size_t n = (size_t)c->n_chunk * (size_t)c->length * (size_t)clip->tower.width;
     float *host = malloc(n * sizeof *host);
     if (!host)
         return err_nomem(err, n * sizeof *host);

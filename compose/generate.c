@@ -165,9 +165,9 @@ static int check_picture(const struct generator *g, const struct picture *p, str
         return err_set(err, ERR_ARG,
                        "%dx%d cannot be made: sides are multiples of %d for this model, up to 8192",
                        p->w, p->h, f);
-    if (p->clip_skip < 1 || p->clip_skip > g->m->text->layers)
+    if (p->clip_skip < 1 || p->clip_skip > g->m->text->tower.layers)
         return err_set(err, ERR_ARG, "clip skip %d: this text encoder has 1 to %d", p->clip_skip,
-                       g->m->text->layers);
+                       g->m->text->tower.layers);
     if (p->init && (p->init->w != p->w || p->init->h != p->h))
         return err_set(err, ERR_ARG, "the picture to start from is %dx%d, not %dx%d", p->init->w,
                        p->init->h, p->w, p->h);
@@ -185,8 +185,8 @@ static void place(struct generator *g)
     for (int i = 0; i < SLOT_COUNT; i++)
         g->slot[i] = run_tensor(&g->keep, 1, h, w, c);
     g->x = run_tensor(&g->keep, g->cond.n_row, h, w, c);
-    g->text =
-        run_tensor(&g->keep, g->cond.n_row, g->cond.n_chunk * g->cond.length, 1, g->m->text->width);
+    g->text = run_tensor(&g->keep, g->cond.n_row, g->cond.n_chunk * g->cond.length, 1,
+                         g->m->text->tower.width);
     conditions_place(&g->cond, g->m->text, &g->keep);
 }
 

@@ -64,7 +64,7 @@ Test(conditions, words_are_weighted_as_a1111_does)
     struct fixture plain, heavy;
     fixture_open(&plain, "a red apple", NULL, 10);
     fixture_open(&heavy, "a (red:1.5) [apple]", NULL, 10);
-    size_t len = (size_t)plain.c.length, width = (size_t)plain.m->text->width;
+    size_t len = (size_t)plain.c.length, width = (size_t)plain.m->text->tower.width;
     const struct prompt_chunks *a = &plain.c.chunks[0], *b = &heavy.c.chunks[0];
     cr_assert(!memcmp(a->id, b->id, len * sizeof *a->id), "other tokens");
     cr_assert(!a->weighted && b->weighted);

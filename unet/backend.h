@@ -98,7 +98,7 @@ struct backend {
     int (*group_norm)(struct device *dev, struct tensor *y, const struct norm *g,
                       const struct tensor *x, const struct tensor *add, enum act act,
                       struct err *err);
-    /* Layer norm over c. */
+    /* Layer norm over c. y may be x. */
     int (*layer_norm)(struct device *dev, struct tensor *y, const struct norm *g,
                       const struct tensor *x, struct err *err);
 

@@ -1,143 +1,7 @@
 #include "clip.h"
 
-#include "config.h"
-
+#include <assert.h>
 #include <stdlib.h>
-#include <string.h>
-
-static const char *const harmless[] = {"architectures",
-                                       "model_type",
-                                       "torch_dtype",
-                                       "dtype",
-                                       "transformers_version",
-                                       "dropout",
-                                       "attention_dropout",
-                                       "initializer_factor",
-                                       "initializer_range",
-                                       "projection_dim",
-                                       "bos_token_id",
-                                       "pad_token_id",
-                                       "use_cache",
-                                       "tie_word_embeddings",
-                                       "return_dict",
-                                       "output_attentions",
-                                       "output_hidden_states",
-                                       "gradient_checkpointing",
-                                       "is_encoder_decoder",
-                                       "chunk_size_feed_forward",
-                                       "problem_type",
-                                       "id2label",
-                                       "label2id",
-                                       NULL};
-
-static int read_config(struct clip_text *c, struct config *cfg, struct err *err)
-{
-    const char *act = config_str(cfg, "hidden_act", "quick_gelu");
-
-    config_ignore(cfg, harmless);
-    c->vocab = config_int(cfg, "vocab_size", 49408);
-    c->width = config_int(cfg, "hidden_size", 512);
-    c->mlp = config_int(cfg, "intermediate_size", 2048);
-    c->layers = config_int(cfg, "num_hidden_layers", 12);
-    c->heads = config_int(cfg, "num_attention_heads", 8);
-    c->positions = config_int(cfg, "max_position_embeddings", 77);
-    c->eos = config_int(cfg, "eos_token_id", 49407);
-    if (config_num(cfg, "layer_norm_eps", 1e-5) != 1e-5)
-        config_fail(cfg, "layer_norm_eps is not 1e-5");
-    if (!strcmp(act, "quick_gelu"))
-        c->act = ACT_QUICK_GELU;
-    else if (!strcmp(act, "gelu"))
-        c->act = ACT_GELU;
-    else
-        config_fail(cfg, "hidden_act is \"%.40s\"; weft does quick_gelu and gelu", act);
-    if (c->vocab < 1 || c->width < 1 || c->mlp < 1 || c->layers < 1 || c->layers > 1000 ||
-        c->heads < 1 || c->width % c->heads || c->positions < 3)
-        config_fail(cfg, "its sizes do not make a text tower");
-    return config_done(cfg, err);
-}
-
-static void load_block(struct clip_block *b, struct loader *ld, int width, int mlp)
-{
-    loader_linear(ld, &b->q, "self_attn.q_proj", width, width, true);
-    loader_linear(ld, &b->k, "self_attn.k_proj", width, width, true);
-    loader_linear(ld, &b->v, "self_attn.v_proj", width, width, true);
-    loader_linear(ld, &b->out, "self_attn.out_proj", width, width, true);
-    loader_norm(ld, &b->norm1, "layer_norm1", width, 0, 1e-5f);
-    loader_linear(ld, &b->fc1, "mlp.fc1", width, mlp, true);
-    loader_linear(ld, &b->fc2, "mlp.fc2", mlp, width, true);
-    loader_norm(ld, &b->norm2, "layer_norm2", width, 0, 1e-5f);
-}
-
-static int load(struct clip_text *c, struct sites *sites, struct err *err)
-{
-    static const char *const unused[] = {"position_ids", "text_projection.weight", NULL};
-    struct loader ld = {
-        .dev = c->dev, .weights = c->weights, .sites = sites, .part = COMPONENT_TEXT};
-    uint64_t token[2] = {(uint64_t)c->vocab, (uint64_t)c->width};
-    uint64_t position[2] = {(uint64_t)c->positions, (uint64_t)c->width};
-
-    c->block = calloc((size_t)c->layers, sizeof *c->block);
-    if (!c->block)
-        return err_nomem(err, (size_t)c->layers * sizeof *c->block);
-    /* transformers 5 writes names without "text_model.", which stays in the sites' names */
-    if (loader_has(&ld, "embeddings.token_embedding.weight"))
-        ld.hidden = "text_model.";
-    loader_enter(&ld, "text_model");
-    loader_array(&ld, &c->token, "embeddings.token_embedding.weight", 2, token);
-    loader_array(&ld, &c->position, "embeddings.position_embedding.weight", 2, position);
-    for (int i = 0; i < c->layers; i++) {
-        loader_enter(&ld, "encoder.layers.%d", i);
-        load_block(&c->block[i], &ld, c->width, c->mlp);
-        loader_leave(&ld);
-    }
-    loader_norm(&ld, &c->final, "final_layer_norm", c->width, 0, 1e-5f);
-    loader_leave(&ld);
-    return loader_done(&ld, unused, err);
-}
-
-int clip_text_open(struct clip_text **out, struct device *dev, struct source *from,
-                   struct sites *sites, struct err *err)
-{
-    struct clip_text *c = calloc(1, sizeof *c);
-    int rc = c ? 0 : err_nomem(err, sizeof *c);
-
-    *out = NULL;
-    if (rc == 0) {
-        c->dev = dev;
-        c->weights = from->weights;
-        from->weights = NULL;
-        rc = read_config(c, from->config, err);
-        rc = rc < 0 ? rc : load(c, sites, err);
-    }
-    source_close(from);
-    if (rc < 0) {
-        clip_text_close(c);
-        return rc;
-    }
-    *out = c;
-    return 0;
-}
-
-void clip_text_close(struct clip_text *c)
-{
-    if (!c)
-        return;
-    for (int i = 0; c->block && i < c->layers; i++) {
-        struct clip_block *b = &c->block[i];
-        norm_release(c->dev, &b->norm1);
-        norm_release(c->dev, &b->norm2);
-        layer_release(c->dev, &b->q);
-        layer_release(c->dev, &b->k);
-        layer_release(c->dev, &b->v);
-        layer_release(c->dev, &b->out);
-        layer_release(c->dev, &b->fc1);
-        layer_release(c->dev, &b->fc2);
-    }
-    norm_release(c->dev, &c->final);
-    free(c->block);
-    weights_close(c->weights);
-    free(c);
-}
 
 /* Row i of a stored matrix as a view. */
 static struct array matrix_row(const struct array *a, int i)
@@ -166,7 +30,7 @@ static int embed_rows(const struct clip_text *c, float *host, float *tmp, const 
 {
     int rc = 0;
     for (int i = 0; i < n * len && rc == 0; i++) {
-        float *to = host + (size_t)i * (size_t)c->width;
+        float *to = host + (size_t)i * (size_t)c->tower.width;
         if (ids[i] < 0 || ids[i] >= c->vocab)
             return err_set(err, ERR_MISMATCH,
                            "token %d is not in the text encoder's vocabulary of %d: tokenizer and "
@@ -181,11 +45,11 @@ static int embed_rows(const struct clip_text *c, float *host, float *tmp, const 
 static struct tensor embed(const struct clip_text *c, struct run *r, const int32_t *ids, int n,
                            int len)
 {
-    struct tensor x = run_tensor(r, n, len, 1, c->width);
+    struct tensor x = run_tensor(r, n, len, 1, c->tower.width);
     size_t count = tensor_count(&x);
     if (r->measuring || r->err.code)
         return x;
-    float *host = malloc((count + (size_t)c->width) * sizeof *host);
+    float *host = malloc((count + (size_t)c->tower.width) * sizeof *host);
     if (!host)
         err_nomem(&r->err, count * sizeof *host);
     else if (embed_rows(c, host, host + count, ids, n, len, &r->err) == 0)
@@ -194,10 +58,10 @@ static struct tensor embed(const struct clip_text *c, struct run *r, const int32
     return x;
 }
 
-static void block_forward(const struct clip_text *c, const struct clip_block *b, struct run *r,
-                          struct tensor *x)
+static void block_forward(const struct clip_tower *t, const struct clip_block *b, struct run *r,
+                          struct tensor *x, bool causal)
 {
-    const struct attention how = {.heads = c->heads, .causal = true};
+    const struct attention how = {.heads = t->heads, .causal = causal};
     unsigned mark = run_mark(r);
     struct tensor h = run_like(r, x), q = run_like(r, x), k = run_like(r, x), v = run_like(r, x);
 
@@ -210,10 +74,10 @@ static void block_forward(const struct clip_text *c, const struct clip_block *b,
     run_pop(r, mark);
 
     h = run_like(r, x);
-    struct tensor m = run_tensor(r, x->n, x->h, x->w, c->mlp);
+    struct tensor m = run_tensor(r, x->n, x->h, x->w, t->mlp);
     op_layer_norm(r, &h, &b->norm2, x);
     op_layer(r, &m, &b->fc1, &h, false);
-    op_activate(r, &m, &m, c->act);
+    op_activate(r, &m, &m, t->act);
     op_layer(r, x, &b->fc2, &m, true);
     run_pop(r, mark);
 }
@@ -222,10 +86,11 @@ struct tensor clip_text_forward(const struct clip_text *c, struct run *r, const 
                                 int len, int skip)
 {
     struct tensor x = embed(c, r, ids, n, len);
-    for (int i = 0; i < c->layers - skip; i++)
-        block_forward(c, &c->block[i], r, &x);
+    for (int i = 0; i < c->tower.layers - skip; i++)
+        block_forward(&c->tower, &c->tower.block[i], r, &x, true);
     struct tensor y = run_like(r, &x);
     op_layer_norm(r, &y, &c->final, &x);
+    run_drop(r, &x);
     return y;
 }
 
@@ -240,4 +105,96 @@ int clip_text_end(const struct clip_text *c, const int32_t *ids, int len)
         }
     }
     return best;
+}
+
+/* Place i of every row of x, [n, 1, c]. */
+static void gather(struct run *r, struct tensor *y, const struct tensor *x, const int *place)
+{
+    for (int i = 0; i < x->n; i++) {
+        struct tensor to = tensor_rows(y, i, 1), row = tensor_rows(x, i, 1);
+        /* a row as a batch of its places, of which one is taken */
+        struct tensor places = row;
+        places.n = row.h * row.w;
+        places.h = places.w = 1;
+        struct tensor from = tensor_rows(&places, place[i], 1);
+        op_copy(r, &to, &from);
+    }
+}
+
+#define MAX_ROWS 64
+
+struct tensor clip_embed_text(const struct clip *c, struct run *r, const int32_t *ids, int n,
+                              int len)
+{
+    struct tensor y = run_tensor(r, n, 1, 1, c->dim),
+                  end = run_tensor(r, n, 1, 1, c->text.tower.width);
+    int place[MAX_ROWS];
+
+    assert(n <= MAX_ROWS);
+    for (int i = 0; i < n; i++)
+        place[i] = clip_text_end(&c->text, ids + (size_t)i * (size_t)len, len);
+    struct tensor h = clip_text_forward(&c->text, r, ids, n, len, 0);
+    gather(r, &end, &h, place);
+    op_layer(r, &y, &c->text_projection, &end, false);
+    run_drop(r, &h);
+    run_drop(r, &end);
+    return y;
+}
+
+/* Patches with the class token in front, all with their positions: [n, 1 + patches, width]. */
+static struct tensor patches(const struct clip_vision *v, struct run *r, const struct tensor *x)
+{
+    int w = v->tower.width, side = v->side / v->patch, n = side * side;
+    struct tensor p = run_layer_tensor(r, &v->embed, x), all = run_tensor(r, x->n, n + 1, 1, w);
+    struct tensor extra = run_tensor(r, 1, n + 1, 1, w);
+    float *host = NULL;
+
+    op_layer(r, &p, &v->embed, x, false);
+    if (!r->measuring && !r->err.code) {
+        host = malloc((size_t)(n + 2) * (size_t)w * sizeof *host);
+        if (!host)
+            err_nomem(&r->err, (size_t)(n + 2) * (size_t)w * sizeof *host);
+    }
+    if (host && array_to_finite(&v->position, host, "vision_model positions", &r->err) == 0) {
+        float *token = host + (size_t)(n + 1) * (size_t)w;
+        array_to_finite(&v->token, token, "vision_model class token", &r->err);
+        for (int k = 0; k < w; k++)
+            host[k] += token[k];
+        op_upload(r, &extra, host);
+    }
+    free(host);
+    for (int i = 0; i < x->n; i++) {
+        struct tensor to = tensor_rows(&all, i, 1), from = tensor_rows(&p, i, 1), rest = to;
+        op_copy(r, &to, &extra);
+        /* places 1 … n of the row are the patches' */
+        rest.n = n + 1;
+        rest.h = rest.w = 1;
+        rest = tensor_rows(&rest, 1, n);
+        from.n = n;
+        from.h = from.w = 1;
+        op_add(r, &rest, &from);
+    }
+    run_drop(r, &p);
+    run_drop(r, &extra);
+    return all;
+}
+
+struct tensor clip_embed_image(const struct clip *c, struct run *r, const struct tensor *x)
+{
+    const struct clip_vision *v = &c->vision;
+    int first[MAX_ROWS] = {0};
+    struct tensor y = run_tensor(r, x->n, 1, 1, c->dim),
+                  head = run_tensor(r, x->n, 1, 1, v->tower.width);
+
+    assert(x->n <= MAX_ROWS);
+    struct tensor h = patches(v, r, x);
+    op_layer_norm(r, &h, &v->pre, &h);
+    for (int i = 0; i < v->tower.layers; i++)
+        block_forward(&v->tower, &v->tower.block[i], r, &h, false);
+    gather(r, &head, &h, first);
+    op_layer_norm(r, &head, &v->post, &head);
+    op_layer(r, &y, &c->visual_projection, &head, false);
+    run_drop(r, &h);
+    run_drop(r, &head);
+    return y;
 }

@@ -1,10 +1,13 @@
-/* clip.h: CLIP's text tower (CLIPTextModel of transformers; Radford et al. 2021).
+/* clip.h: CLIP's two towers (CLIPModel and CLIPTextModel of transformers; Radford et al. 2021).
+ *
+ * The text tower alone is what Stable Diffusion attends to:
  *
  *     source_open(&from, "model/text_encoder", "model", &err);
  *     clip_text_open(&c, dev, &from, &sites, &err);
  *     y = clip_text_forward(c, &run, ids, 2, 77, 0);        // [2, 77, width]
  *
- * Token ids come from prompt.h; weights on words are applied by the caller.
+ * Both together place pictures and texts in one space: see scorer.h. Token ids come from prompt.h;
+ * weights on words are the caller's.
  */
 #ifndef WEFT_CLIP_H
 #define WEFT_CLIP_H
@@ -17,14 +20,20 @@ struct clip_block {
     struct layer q, k, v, out, fc1, fc2;
 };
 
+/* The transformer that both towers are. */
+struct clip_tower {
+    int width, layers, heads, mlp;
+    enum act act;
+    struct clip_block *block; /* [layers] */
+};
+
 struct clip_text {
     struct device *dev;
-    struct weights *weights;
-    int vocab, width, layers, heads, mlp, positions;
+    struct weights *weights; /* NULL where a struct clip has them */
+    struct clip_tower tower;
+    int vocab, positions;
     int eos; /* config's eos_token_id; 2 means: the largest id of a row, as old configs have it */
-    enum act act;
     struct array token, position; /* [vocab, width], [positions, width] */
-    struct clip_block *block;
     struct norm final;
 };
 
@@ -41,5 +50,33 @@ struct tensor clip_text_forward(const struct clip_text *c, struct run *r, const 
                                 int len, int skip);
 /* Place of a row's end token, where the pooled output is read. */
 int clip_text_end(const struct clip_text *c, const int32_t *ids, int len);
+
+/* The vision transformer: patches, a class token in front, pre- and post-norm. */
+struct clip_vision {
+    struct clip_tower tower;
+    int side, patch;              /* pixels of the picture and of a patch */
+    struct array token, position; /* [width], [1 + patches, width] */
+    struct layer embed;           /* patch_embedding */
+    struct norm pre, post;
+};
+
+struct clip {
+    struct device *dev;
+    struct weights *weights;
+    struct clip_text text;
+    struct clip_vision vision;
+    struct layer text_projection, visual_projection;
+    int dim;      /* of the common space */
+    double scale; /* exp(logit_scale): what transformers multiplies cosines by */
+};
+
+/* A whole CLIPModel. Takes charge of the source; adds its sites. */
+int clip_open(struct clip **out, struct device *dev, struct source *from, struct sites *sites,
+              struct err *err);
+void clip_close(struct clip *c);
+/* Not normalised, [n, 1, dim]. ids [n, len]; x [n, side*side, 3], normalised as the model wants it. */
+struct tensor clip_embed_text(const struct clip *c, struct run *r, const int32_t *ids, int n,
+                              int len);
+struct tensor clip_embed_image(const struct clip *c, struct run *r, const struct tensor *x);
 
 #endif

@@ -102,6 +102,38 @@ int config_open(struct config **out, const char *path, struct err *err)
     return rc;
 }
 
+bool config_is_object(const struct config *c, const char *key)
+{
+    return json_is_object(json_object_get(c->root, key));
+}
+
+int config_sub(struct config **out, struct config *c, const char *key, struct err *err)
+{
+    json_t *v = json_object_get(c->root, key);
+    struct config *sub = calloc(1, sizeof *sub);
+    size_t size = strlen(c->path) + strlen(key) + 3;
+
+    *out = NULL;
+    if (!sub)
+        return err_nomem(err, sizeof *sub);
+    sub->path = malloc(size);
+    sub->asked = json_object();
+    sub->root = v && !json_is_null(v) ? json_incref(v) : json_object();
+    json_object_set_new(c->asked, key, json_true());
+    if (!sub->path || !sub->asked || !sub->root) {
+        config_close(sub);
+        return err_nomem(err, size);
+    }
+    snprintf(sub->path, size, "%s: %s", c->path, key);
+    if (!json_is_object(sub->root)) {
+        int rc = err_set(err, ERR_FORMAT, "%s is not an object", sub->path);
+        config_close(sub);
+        return rc;
+    }
+    *out = sub;
+    return 0;
+}
+
 void config_close(struct config *c)
 {
     if (!c)

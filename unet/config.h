@@ -35,6 +35,7 @@ bool config_bool(struct config *c, const char *key, bool dflt);
 /* Borrowed from c. */
 const char *config_str(struct config *c, const char *key, const char *dflt);
 bool config_has(const struct config *c, const char *key); /* there and not null */
+bool config_is_object(const struct config *c, const char *key);
 
 /* Lists. config_ints also takes a single number, which it repeats `n` times (n > 0).
  * Returns how many there are; 0 where missing, of a wrong type, or more than max (errors). */
@@ -51,5 +52,9 @@ void config_ignore(struct config *c, const char *const *keys);
 void config_fail(struct config *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 int config_done(struct config *c, struct err *err);
+
+/* The object under a key as a config of its own ("config.json: text_config"); close it too. A missing key
+ * is an empty object. */
+int config_sub(struct config **out, struct config *c, const char *key, struct err *err);
 
 #endif

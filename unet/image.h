@@ -41,8 +41,13 @@ int image_decode_png(const void *bytes, size_t size, struct image *im, struct im
                      struct err *err);
 const char *image_text_find(const struct image_texts *t, const char *key);
 
-/* Resamples with Lanczos (a = 3, widened when shrinking), as Pillow's LANCZOS does. */
-int image_resize(struct image *out, const struct image *im, int w, int h, struct err *err);
+/* Resamples as Pillow does with its filter of the same name; windows are widened when shrinking. */
+enum image_filter { IMAGE_LANCZOS, IMAGE_BICUBIC, IMAGE_BILINEAR };
+int image_resize(struct image *out, const struct image *im, int w, int h, enum image_filter filter,
+                 struct err *err);
+/* The rectangle of that corner and size, which must lie within im. */
+int image_crop(struct image *out, const struct image *im, int x, int y, int w, int h,
+               struct err *err);
 
 void image_release(struct image *im);
 void image_texts_release(struct image_texts *t);

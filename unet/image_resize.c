@@ -6,8 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LOBES 3  /* of the Lanczos window */
-#define BITS  22 /* after the point of a weight, as Pillow has for 8-bit pictures */
+#define BITS 22 /* after the point of a weight, as Pillow has for 8-bit pictures */
 
 /* Where one line of pixels gets its values from: output i is the sum of n[i] inputs, the first of
  * them first[i], with weights weight[i * stride]. */
@@ -24,8 +23,28 @@ static double sinc(double x)
 
 static double lanczos(double x)
 {
-    return fabs(x) < LOBES ? sinc(x) * sinc(x / LOBES) : 0;
+    return fabs(x) < 3 ? sinc(x) * sinc(x / 3) : 0;
 }
+
+/* Keys' cubic with a = -0.5. */
+static double bicubic(double x)
+{
+    x = fabs(x);
+    return x < 1 ? (1.5 * x - 2.5) * x * x + 1 : x < 2 ? ((2.5 - 0.5 * x) * x - 4) * x + 2 : 0;
+}
+
+static double bilinear(double x)
+{
+    x = fabs(x);
+    return x < 1 ? 1 - x : 0;
+}
+
+static const struct {
+    double (*at)(double);
+    double reach;
+} filters[] = {[IMAGE_LANCZOS] = {lanczos, 3},
+               [IMAGE_BICUBIC] = {bicubic, 2},
+               [IMAGE_BILINEAR] = {bilinear, 1}};
 
 static void taps_release(struct taps *t)
 {
@@ -36,9 +55,10 @@ static void taps_release(struct taps *t)
 
 /* Weights for out pixels from in pixels. The window is stretched when there are fewer outputs, so
  * that every input counts. */
-static int taps_init(struct taps *t, int in, int out, struct err *err)
+static int taps_init(struct taps *t, int in, int out, enum image_filter filter, struct err *err)
 {
-    double scale = (double)in / out, stretch = scale > 1 ? scale : 1, reach = LOBES * stretch;
+    double scale = (double)in / out, stretch = scale > 1 ? scale : 1;
+    double reach = filters[filter].reach * stretch;
     double *w = NULL;
     int rc = 0;
 
@@ -55,7 +75,7 @@ static int taps_init(struct taps *t, int in, int out, struct err *err)
         double centre = (i + 0.5) * scale, sum = 0;
         int from = (int)fmax(centre - reach + 0.5, 0), to = (int)fmin(centre + reach + 0.5, in);
         for (int k = 0; k < to - from; k++) {
-            w[k] = lanczos((k + from - centre + 0.5) * (1 / stretch));
+            w[k] = filters[filter].at((k + from - centre + 0.5) * (1 / stretch));
             sum += w[k];
         }
         for (int k = 0; k < to - from; k++)
@@ -81,7 +101,7 @@ static void resample(uint8_t *out, const uint8_t *in, size_t step, const int32_t
 }
 
 /* Makes im `to` pixels wide, or high. */
-static int pass(struct image *im, bool upright, int to, struct err *err)
+static int pass(struct image *im, bool upright, int to, enum image_filter filter, struct err *err)
 {
     struct taps t = {0};
     struct image out = {.w = upright ? im->w : to, .h = upright ? to : im->h};
@@ -91,7 +111,7 @@ static int pass(struct image *im, bool upright, int to, struct err *err)
     size_t in_line = upright ? 3 : in_row, in_step = upright ? in_row : 3;
     size_t out_line = upright ? 3 : out_row, out_step = upright ? out_row : 3;
 
-    int rc = taps_init(&t, upright ? im->h : im->w, to, err);
+    int rc = taps_init(&t, upright ? im->h : im->w, to, filter, err);
     if (rc < 0)
         goto out;
     out.rgb = malloc(size);
@@ -111,7 +131,8 @@ out:
     return rc;
 }
 
-int image_resize(struct image *out, const struct image *im, int w, int h, struct err *err)
+int image_resize(struct image *out, const struct image *im, int w, int h, enum image_filter filter,
+                 struct err *err)
 {
     struct image copy = {.w = im->w, .h = im->h};
     size_t size = (size_t)im->w * (size_t)im->h * 3;
@@ -131,12 +152,26 @@ int image_resize(struct image *out, const struct image *im, int w, int h, struct
     for (int i = 0; i < 2 && rc == 0; i++) {
         bool upright = i == (h_first ? 0 : 1);
         if (upright ? h != im->h : w != im->w)
-            rc = pass(&copy, upright, upright ? h : w, err);
+            rc = pass(&copy, upright, upright ? h : w, filter, err);
     }
     if (rc < 0) {
         image_release(&copy);
         return rc;
     }
     *out = copy;
+    return 0;
+}
+
+int image_crop(struct image *out, const struct image *im, int x, int y, int w, int h,
+               struct err *err)
+{
+    size_t size = (size_t)w * (size_t)h * 3;
+    assert(x >= 0 && y >= 0 && w > 0 && h > 0 && x + w <= im->w && y + h <= im->h);
+    *out = (struct image){.w = w, .h = h, .rgb = malloc(size)};
+    if (!out->rgb)
+        return err_nomem(err, size);
+    for (int i = 0; i < h; i++)
+        memcpy(out->rgb + (size_t)i * (size_t)w * 3,
+               im->rgb + ((size_t)(y + i) * (size_t)im->w + (size_t)x) * 3, (size_t)w * 3);
     return 0;
 }

@@ -443,6 +443,12 @@ void loader_conv(struct loader *ld, struct layer *l, const char *name, int in, i
     fill_layer(ld, l, name, 4, true);
 }
 
+void loader_patches(struct loader *ld, struct layer *l, const char *name, int in, int out, int k)
+{
+    *l = (struct layer){.out = out, .in = in, .kh = k, .kw = k, .stride = k};
+    fill_layer(ld, l, name, 4, false);
+}
+
 void loader_norm(struct loader *ld, struct norm *g, const char *name, int c, int groups, float eps)
 {
     struct full full = full_name(ld, name, "");

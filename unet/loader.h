@@ -82,6 +82,8 @@ void loader_linear(struct loader *ld, struct layer *l, const char *name, int in,
 /* A k x k convolution, padded k / 2 all round. */
 void loader_conv(struct loader *ld, struct layer *l, const char *name, int in, int out, int k,
                  int stride);
+/* A k x k convolution over squares that do not overlap, without bias (a vision tower's patches). */
+void loader_patches(struct loader *ld, struct layer *l, const char *name, int in, int out, int k);
 /* groups 0: a layer norm. */
 void loader_norm(struct loader *ld, struct norm *g, const char *name, int c, int groups, float eps);
 /* An array of exactly these dims, borrowed from the file. */

@@ -79,10 +79,10 @@ static int open_networks(struct model *m, struct err *err)
 /* The parts must be made for each other. */
 static int check_parts(const struct model *m, struct err *err)
 {
-    if (m->text->width != m->unet->text_width)
+    if (m->text->tower.width != m->unet->text_width)
         return err_set(err, ERR_MISMATCH,
                        "%s: the text encoder is %d wide and the UNet attends to text %d wide",
-                       m->dir, m->text->width, m->unet->text_width);
+                       m->dir, m->text->tower.width, m->unet->text_width);
     if (m->unet->out_channels != m->vae->latent)
         return err_set(err, ERR_MISMATCH, "%s: the UNet makes %d channels and the VAE takes %d",
                        m->dir, m->unet->out_channels, m->vae->latent);

@@ -1,5 +1,5 @@
 """Makes tests/golden/data/image.safetensors: PNG files with the pixels Pillow reads from them, and
-pictures with what Pillow's LANCZOS makes of them.
+pictures with what Pillow's filters make of them.
 
     python3 tests/golden/image.py        (Pillow 13.0.0, numpy 2.4.6, safetensors 0.8.0)
 """
@@ -131,7 +131,11 @@ def resizes():
         out[f"from.{name}"] = src
     for name, (w, h) in todo:
         im = Image.fromarray(sources[name]).resize((w, h), Image.LANCZOS)
-        out[f"resize.{name}.{w}x{h}"] = np.asarray(im)
+        out[f"resize.{name}.lanczos.{w}x{h}"] = np.asarray(im)
+    for kind, filter in (("bicubic", Image.BICUBIC), ("bilinear", Image.BILINEAR)):
+        for name, (w, h) in [("noise", (48, 40)), ("noise", (16, 9)), ("shapes", (17, 31)), ("few", (61, 1))]:
+            im = Image.fromarray(sources[name]).resize((w, h), filter)
+            out[f"resize.{name}.{kind}.{w}x{h}"] = np.asarray(im)
 
 
 pictures()
