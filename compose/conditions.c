@@ -49,7 +49,7 @@ int conditions_parse(struct conditions *c, const struct tokenizer *t, int length
     if (!c->row)
         return err_nomem(err, (prompt->n_part + 1) * sizeof *c->row);
     if (negative && (negative->n_part != 1 || negative->n_adapter))
-        return err_set(err, ERR_ARG, "the negative prompt takes neither AND nor <lora:…>");
+        return err_set(err, ERR_ARG, "a negative prompt has one part (prompt_read_negative)");
     if (negative)
         rc = add_row(c, negative->part[0].text, 1, steps, err);
     for (size_t i = 0; i < prompt->n_part && rc == 0; i++)

@@ -38,7 +38,8 @@ void conditions_place(struct conditions *c, const struct clip_text *clip, struct
  * scaled back to the mean it had. `pass` is measured and committed here. */
 int conditions_encode(struct conditions *c, const struct clip_text *clip, int skip,
                       struct run *pass, struct err *err);
-/* Index of the text that row has at a step, counted from 1. */
+/* Index of the text that row has at a step, counted from 0. A stage holds while step <= until, as in
+ * A1111, whose "[a:b:10]" so gives a eleven steps. */
 int conditions_at(const struct conditions *c, int row, int step);
 void conditions_release(struct conditions *c);
 

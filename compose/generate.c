@@ -15,8 +15,9 @@ struct generator {
     struct fold *fold_unet, *fold_text;
     struct branch *branch; /* [n_use], rewritten before each pass */
 
-    struct run pass; /* one forward pass at a time */
-    struct run keep; /* what lives as long as the picture */
+    struct run pass;               /* one forward pass at a time */
+    struct run keep;               /* what lives as long as the picture */
+    size_t pass_bytes, keep_bytes; /* what the prepared picture needs of them */
 
     struct picture p; /* the prepared picture */
     struct conditions cond;
@@ -67,6 +68,20 @@ static int fold_all(struct generator *g, struct err *err)
     return rc;
 }
 
+/* Texts are encoded once: what changes the text encoder cannot come and go with the steps. */
+static int check_uses(const struct generator *g, struct err *err)
+{
+    for (int i = 0; i < g->n_use; i++) {
+        const struct use *u = &g->use[i];
+        if ((u->from || u->to) && u->te != 0 && u->adapter->matched_in[COMPONENT_TEXT])
+            return err_set(err, ERR_ARG,
+                           "%s acts in some steps only, but it changes the text encoder too, which "
+                           "runs once; te=0 leaves that out",
+                           u->adapter->name);
+    }
+    return 0;
+}
+
 int generator_open(struct generator **out, const struct model *m, const struct use *use, int n_use,
                    bool fold, struct err *err)
 {
@@ -88,7 +103,8 @@ int generator_open(struct generator **out, const struct model *m, const struct u
         if (n)
             memcpy(g->use, use, n * sizeof *use);
         g->n_use = n_use;
-        rc = fold && n ? fold_all(g, err) : 0;
+        rc = check_uses(g, err);
+        rc = rc == 0 && fold && n ? fold_all(g, err) : rc;
     }
     if (rc < 0) {
         generator_close(g);
@@ -128,7 +144,10 @@ void generator_close(struct generator *g)
 
 /* ---- adapters -------------------------------------------------------------------------------- */
 
-/* Puts the adapters in force on all rows of the next pass. step 0: the text encoder. */
+#define ALL_STEPS -1
+
+/* Puts the adapters in force on all rows of the next pass. step 0: the text encoder; ALL_STEPS: every
+ * adapter that acts in any. */
 static void set_adapters(struct generator *g, int step, int rows)
 {
     bool text = step == 0;
@@ -137,7 +156,7 @@ static void set_adapters(struct generator *g, int step, int rows)
     g->pass.n_branch = 0;
     for (int i = 0; i < g->n_use && !g->pass.fold; i++) {
         const struct use *u = &g->use[i];
-        if (!text && ((u->from && step < u->from) || (u->to && step > u->to)))
+        if (step > 0 && ((u->from && step < u->from) || (u->to && step > u->to)))
             continue;
         g->branch[g->pass.n_branch++] =
             (struct branch){u->adapter, 0, rows, text ? u->te : u->unet};
@@ -173,8 +192,14 @@ static int check_picture(const struct generator *g, const struct picture *p, str
                        p->init->h, p->w, p->h);
     if (!isfinite(p->cfg) || p->cfg < -1000 || p->cfg > 1000)
         return err_set(err, ERR_ARG, "cfg %g makes no picture", p->cfg);
-    if (p->tile && (p->tile < 8 || p->tile % 4))
-        return err_set(err, ERR_ARG, "tile %d: at least 8 latent places, a multiple of 4", p->tile);
+    if (p->tile && (p->tile < 8 || p->tile > 4096 || p->tile % 4))
+        return err_set(err, ERR_ARG, "tile %d: 8 to 4096 latent places, a multiple of 4", p->tile);
+    for (int i = 0; i < g->n_use; i++) {
+        const struct use *u = &g->use[i];
+        if (u->from > p->steps || (u->to && u->to < u->from))
+            return err_set(err, ERR_ARG, "%s never acts: from %d to %d of %d steps",
+                           u->adapter->name, u->from, u->to ? u->to : p->steps, p->steps);
+    }
     return 0;
 }
 
@@ -190,79 +215,95 @@ static void place(struct generator *g)
     conditions_place(&g->cond, g->m->text, &g->keep);
 }
 
-static int take_memory(struct generator *g, struct err *err)
+/* Host memory, and how much the device will be asked for. */
+static int plan_memory(struct generator *g, struct err *err)
 {
     size_t rows = (size_t)g->cond.n_row;
     run_measure(&g->keep);
     place(g);
-    int rc = run_commit(&g->keep, err);
+    int rc = run_check(&g->keep, err);
     if (rc < 0)
         return rc;
-    place(g);
+    g->keep_bytes = g->keep.plan.peak;
     g->text_now = malloc(rows * sizeof *g->text_now);
-    g->t = malloc(rows * sizeof *g->t);
+    g->t = calloc(rows, sizeof *g->t);
     g->host = malloc(2 * tensor_count(&g->slot[0]) * sizeof *g->host);
     if (!g->text_now || !g->t || !g->host)
         return err_nomem(err, 2 * tensor_count(&g->slot[0]) * sizeof *g->host);
-    for (size_t i = 0; i < rows; i++)
-        g->text_now[i] = -1;
     return 0;
-}
-
-/* Measures one kind of pass and adds it to the cost. */
-static int measured(struct generator *g, struct cost *cost, double times, struct err *err)
-{
-    cost->flops += times * g->pass.flops;
-    if (g->pass.plan.peak + g->keep.size > cost->bytes)
-        cost->bytes = g->pass.plan.peak + g->keep.size;
-    return run_commit(&g->pass, err);
 }
 
 /* The picture in pixels, or one tile of it: what the autoencoder works on at once. */
 static void pixel_size(const struct generator *g, int *h, int *w)
 {
-    int f = g->m->vae->factor, most = g->p.tile ? g->p.tile * f : 1 << 30;
+    int f = g->m->vae->factor, most = g->p.tile ? g->p.tile * f : g->p.w + g->p.h;
     *h = g->p.h < most ? g->p.h : most;
     *w = g->p.w < most ? g->p.w : most;
 }
 
-static int measure_passes(struct generator *g, struct cost *cost, struct err *err)
-{
-    const struct model *m = g->m;
-    int h, w, f = m->vae->factor, rc;
+/* Goes through one kind of pass without computing: only sizes, or also packing the weights. */
+typedef void pass_fn(struct generator *g);
 
-    run_measure(&g->pass);
+static void text_pass(struct generator *g)
+{
     set_adapters(g, 0, g->cond.n_chunk);
-    clip_text_forward(m->text, &g->pass, g->cond.chunks[0].id, g->cond.n_chunk, g->cond.length, 0);
-    rc = measured(g, cost, g->cond.n_text, err);
-    if (rc < 0)
-        return rc;
-    run_measure(&g->pass);
-    set_adapters(g, 1, g->cond.n_row);
-    g->pass.n_branch = 0;
-    for (int i = 0; i < g->n_use && !g->pass.fold; i++) /* the most that any step can have */
-        g->branch[g->pass.n_branch++] =
-            (struct branch){g->use[i].adapter, 0, g->cond.n_row, g->use[i].unet};
-    unet_forward(m->unet, &g->pass, &g->x, g->t, &g->text);
-    rc = measured(g, cost, g->sampler->n_eval, err);
+    clip_text_forward(g->m->text, &g->pass, g->cond.chunks[0].id, g->cond.n_chunk, g->cond.length,
+                      g->p.clip_skip - 1);
+}
+
+static void unet_pass(struct generator *g)
+{
+    set_adapters(g, ALL_STEPS, g->cond.n_row);
+    unet_forward(g->m->unet, &g->pass, &g->x, g->t, &g->text);
+}
+
+static void decode_pass(struct generator *g)
+{
+    int h, w, f = g->m->vae->factor;
     no_adapters(g);
     pixel_size(g, &h, &w);
-    if (rc == 0) {
-        run_measure(&g->pass);
-        struct tensor z = run_tensor(&g->pass, 1, h / f, w / f, m->vae->latent);
-        vae_decode(m->vae, &g->pass, &z);
-        rc = measured(g, cost, (double)g->p.h * g->p.w / ((double)h * w), err);
+    struct tensor z = run_tensor(&g->pass, 1, h / f, w / f, g->m->vae->latent);
+    vae_decode(g->m->vae, &g->pass, &z);
+}
+
+static void encode_pass(struct generator *g)
+{
+    no_adapters(g);
+    struct tensor x = run_tensor(&g->pass, 1, g->p.h, g->p.w, 3);
+    vae_encode(g->m->vae, &g->pass, &x);
+}
+
+static int all_passes(struct generator *g, bool prepare, struct cost *cost, struct err *err)
+{
+    int h, w, rc = 0;
+    pixel_size(g, &h, &w);
+    const struct {
+        pass_fn *fn;
+        double times;
+    } pass[] = {{text_pass, g->cond.n_text},
+                {unet_pass, g->sampler->n_eval},
+                {decode_pass, (double)g->p.h * g->p.w / ((double)h * w)},
+                {encode_pass, g->p.init ? 1 : 0}};
+
+    for (size_t i = 0; i < sizeof pass / sizeof *pass && rc == 0; i++) {
+        if (pass[i].times == 0)
+            continue;
+        if (prepare)
+            run_prepare(&g->pass);
+        else
+            run_measure(&g->pass);
+        pass[i].fn(g);
+        rc = run_check(&g->pass, err);
+        if (g->pass.plan.peak > g->pass_bytes)
+            g->pass_bytes = g->pass.plan.peak;
+        if (cost)
+            cost->flops += pass[i].times * g->pass.flops;
     }
-    if (rc == 0 && g->p.init) {
-        run_measure(&g->pass);
-        struct tensor x = run_tensor(&g->pass, 1, g->p.h, g->p.w, 3);
-        vae_encode(m->vae, &g->pass, &x);
-        rc = measured(g, cost, 1, err);
-    }
+    no_adapters(g);
     return rc;
 }
 
-/* Packed weights are float32: four bytes a value, and the folded ones once more. */
+/* Packed weights are float32: four bytes a value, the folded ones once more, and the adapters' own. */
 static size_t weight_bytes(const struct generator *g)
 {
     size_t n = 0;
@@ -272,6 +313,8 @@ static size_t weight_bytes(const struct generator *g)
             (g->fold_unet && g->fold_unet->at[i]) || (g->fold_text && g->fold_text->at[i]);
         n += one + (folded ? one : 0);
     }
+    for (int i = 0; i < g->n_use; i++)
+        n += adapter_bytes(g->use[i].adapter);
     return n;
 }
 
@@ -287,21 +330,30 @@ int generator_prepare(struct generator *g, const struct picture *p, struct cost 
     cost = cost ? cost : &none;
     memset(cost, 0, sizeof *cost);
     forget_picture(g);
-    g->p = *p;
-    if (p->tile * g->m->vae->factor >= p->w && p->tile * g->m->vae->factor >= p->h)
-        g->p.tile = 0; /* one square holds it all */
     assert(p->prompt && (p->negative || !is_guided(p)));
     int rc = check_picture(g, p, err);
-    rc = rc < 0 ? rc : sampler_open(&g->sampler, &g->m->schedule, &o, err);
+    if (rc < 0)
+        return rc;
+    g->p = *p;
+    if ((int64_t)p->tile * g->m->vae->factor >= p->w &&
+        (int64_t)p->tile * g->m->vae->factor >= p->h)
+        g->p.tile = 0; /* one square holds it all */
+    rc = sampler_open(&g->sampler, &g->m->schedule, &o, err);
+    if (rc == ERR_FORMAT)
+        err_prefix(err, "%s/scheduler/scheduler_config.json", g->m->dir);
     rc = rc < 0 ? rc
                 : conditions_parse(&g->cond, g->m->tokenizer, g->m->text->positions, p->prompt,
                                    is_guided(p) ? p->negative : NULL, p->steps, err);
-    rc = rc < 0 ? rc : take_memory(g, err);
-    rc = rc < 0 ? rc : measure_passes(g, cost, err);
-    cost->passes = g->sampler ? g->sampler->n_eval * g->cond.n_row : 0;
+    g->pass_bytes = 0;
+    rc = rc < 0 ? rc : plan_memory(g, err);
+    rc = rc < 0 ? rc : all_passes(g, false, cost, err);
+    if (rc < 0)
+        return rc;
+    cost->passes = g->sampler->n_eval * g->cond.n_row;
+    cost->bytes = g->keep_bytes + g->pass_bytes;
     cost->weights = weight_bytes(g);
-    g->ready = rc == 0;
-    return rc;
+    g->ready = true;
+    return 0;
 }
 
 /* ---- the loop -------------------------------------------------------------------------------- */
@@ -416,7 +468,7 @@ static int evaluate(struct generator *g, const struct sampler_eval *e, struct er
         op_affine(&g->keep, &row, &g->slot[SLOT_X], e->in_scale, 0);
         g->t[i] = e->t;
     }
-    set_texts(g, e->step + 1);
+    set_texts(g, e->step);
     set_adapters(g, e->step + 1, g->cond.n_row);
     run_reset(&g->pass);
     struct tensor y = unet_forward(g->m->unet, &g->pass, &g->x, g->t, &g->text);
@@ -444,6 +496,14 @@ static int advance(struct generator *g, const struct sampler_eval *e, struct err
     return run_check(&g->keep, err);
 }
 
+static int became_nan(struct err *err)
+{
+    return err_set(
+        err, ERR_FORMAT,
+        "the picture became NaN: the weights of the model or of an adapter are damaged, or "
+        "a strength is far too high");
+}
+
 /* Slot X to the host, where NaN must stop here. */
 static int final_latent(struct generator *g, struct err *err)
 {
@@ -451,9 +511,7 @@ static int final_latent(struct generator *g, struct err *err)
     int rc = g->keep.dev->be->download(g->keep.dev, g->host, &g->slot[SLOT_X], err);
     for (size_t i = 0; i < n && rc == 0; i++)
         if (!isfinite(g->host[i]))
-            rc = err_set(err, ERR_FORMAT,
-                         "the picture became NaN: the weights of the model or of an adapter are "
-                         "damaged, or a strength is far too high");
+            rc = became_nan(err);
     return rc;
 }
 
@@ -479,14 +537,35 @@ static int decode(struct generator *g, struct image *im, struct err *err)
         rc = rc < 0 ? rc : g->pass.dev->be->download(g->pass.dev, rgb, &y, err);
     }
     for (size_t i = 0; i < n && rc == 0; i++) {
+        if (!isfinite(rgb[i]))
+            rc = became_nan(err);
         float f = rgb[i] * 0.5f + 0.5f;
         f = f < 0 ? 0 : f > 1 ? 1 : f;
-        im->rgb[i] = (uint8_t)lrintf(f * 255);
+        im->rgb[i] = rc < 0 ? 0 : (uint8_t)lrintf(f * 255);
     }
     free(rgb);
     if (rc < 0)
         image_release(im);
     return rc;
+}
+
+/* Memory and packed weights: what can fail does so before the first step. */
+static int get_ready(struct generator *g, struct err *err)
+{
+    int rc = run_reserve(&g->keep, g->keep_bytes, err);
+    rc = rc < 0 ? rc : run_reserve(&g->pass, g->pass_bytes, err);
+    if (rc < 0)
+        return rc;
+    place(g);
+    for (int i = 0; i < g->cond.n_row; i++)
+        g->text_now[i] = -1;
+    rc = all_passes(g, true, NULL, err);
+    return rc < 0 ? rc : run_reserve(&g->pass, g->pass_bytes, err);
+}
+
+static int go_on(generate_progress *progress, void *user, int done, int total, struct err *err)
+{
+    return progress && progress(user, done, total) ? err_set(err, ERR_STOPPED, "stopped") : 0;
 }
 
 int generator_run(struct generator *g, struct image *im, generate_progress *progress, void *user,
@@ -495,19 +574,20 @@ int generator_run(struct generator *g, struct image *im, generate_progress *prog
     memset(im, 0, sizeof *im);
     if (!g->ready)
         return err_set(err, ERR_ARG, "no picture was prepared");
+    int n = g->sampler->n_eval, rc = get_ready(g, err);
     rng_init(&g->rng, g->p.rng, g->p.seed);
     set_adapters(g, 0, g->cond.n_chunk);
-    int rc = conditions_encode(&g->cond, g->m->text, g->p.clip_skip - 1, &g->pass, err);
+    rc = rc < 0 ? rc : conditions_encode(&g->cond, g->m->text, g->p.clip_skip - 1, &g->pass, err);
     no_adapters(g);
     rc = rc < 0 ? rc : start(g, err);
-    for (int i = 0; i < g->sampler->n_eval && rc == 0; i++) {
+    for (int i = 0; i < n && rc == 0; i++) {
         const struct sampler_eval *e = &g->sampler->eval[i];
-        rc = evaluate(g, e, err);
+        rc = go_on(progress, user, i, n, err);
+        rc = rc < 0 ? rc : evaluate(g, e, err);
         rc = rc < 0 ? rc : advance(g, e, err);
-        if (rc == 0 && progress && progress(user, i + 1, g->sampler->n_eval))
-            rc = err_set(err, ERR_STOPPED, "stopped");
     }
     no_adapters(g);
+    rc = rc < 0 ? rc : go_on(progress, user, n, n, err);
     rc = rc < 0 ? rc : final_latent(g, err);
     return rc < 0 ? rc : decode(g, im, err);
 }

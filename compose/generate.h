@@ -26,8 +26,9 @@
 struct use {
     const struct adapter *adapter;
     float unet, te; /* strengths */
-    int from,
-        to; /* steps it acts in, counted from 1, both included; 0: from the first, to the last */
+    /* Steps it acts in, counted from 1, both included; 0: from the first, to the last. Only without deltas
+     * on the text encoder, or with te 0: texts are encoded once. */
+    int from, to;
 };
 
 struct picture {
@@ -42,7 +43,7 @@ struct picture {
     enum rng_kind rng;
     int clip_skip;            /* 1: none, 2: leave out the last block, as A1111 counts */
     const struct image *init; /* start from this picture, w x h, or NULL */
-    double denoise;           /* with init: 0 … 1, how much of it is made anew */
+    double denoise;           /* with init: above 0, up to 1: how much of it is made anew */
     int tile;                 /* decode in squares of so many latent places; 0: whole */
 };
 /* The model's defaults: its own size and sampler, 30 steps, cfg 7, seed 0. */
@@ -55,7 +56,8 @@ struct cost {
     size_t weights; /* and the weights, packed */
 };
 
-/* Called after each evaluation; a value other than 0 stops the picture with ERR_STOPPED. */
+/* Called before each evaluation and after the last; a value other than 0 stops the picture with
+ * ERR_STOPPED. */
 typedef int generate_progress(void *user, int done, int total);
 
 struct generator;
@@ -65,10 +67,10 @@ int generator_open(struct generator **out, const struct model *m, const struct u
                    bool fold, struct err *err);
 void generator_close(struct generator *g);
 
-/* Checks the picture, plans it and takes the memory for it. */
+/* Checks the picture, plans it, and says what it will cost. Takes no device memory yet. */
 int generator_prepare(struct generator *g, const struct picture *p, struct cost *cost,
                       struct err *err);
-/* Makes the prepared picture. im is filled in; release it. */
+/* Makes the prepared picture: memory is taken and weights are packed before the first step. im is filled in; release it. */
 int generator_run(struct generator *g, struct image *im, generate_progress *progress, void *user,
                   struct err *err);
 /* The final latent of the last picture, [h*w, channels], before decoding; borrowed. For tests. */

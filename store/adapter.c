@@ -1,8 +1,8 @@
 #include "adapter.h"
 
 #include "unet/file.h"
+#include "unet/hash.h"
 
-#include <openssl/evp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,29 +11,35 @@ extern const struct adapter_format adapter_format_lora;
 
 static const struct adapter_format *const formats[] = {&adapter_format_lora, NULL};
 
-int hash_sha256(char out[65], const void *data, size_t size, struct err *err)
+/* Pieces of keys that say which kind of adapter a file is, of those that weft cannot use. */
+static const char *const kinds[][2] = {
+    {"hada_", "LoHa"},
+    {"lokr_", "LoKr"},
+    {"dora_scale", "DoRA"},
+    {"lora_magnitude_vector", "DoRA"},
+    {"lora_mid", "LoCon with a middle factor"},
+    {"boft_", "BOFT"},
+    {"oft_", "OFT"},
+    {"ia3_", "IA3"},
+    {".on_input", "IA3"},
+    {"shira_", "SHiRA"},
+    {"lora_E", "AdaLoRA"},
+    {"vera_", "VeRA"},
+    {"emb_params", "textual inversion"},
+};
+
+const char *adapter_kind_of_key(const char *key)
 {
-    unsigned char sum[EVP_MAX_MD_SIZE];
-    unsigned n = 0;
-    if (!EVP_Digest(data, size, sum, &n, EVP_sha256(), NULL) || n != 32)
-        return err_set(err, ERR_UNSUPPORTED, "OpenSSL has no SHA-256");
-    for (unsigned i = 0; i < n; i++)
-        snprintf(out + 2 * i, 3, "%02x", sum[i]);
-    return 0;
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (strstr(key, kinds[i][0]))
+            return kinds[i][1];
+    return NULL;
 }
 
-/* The last part of a path, without ".safetensors" and slashes at its end. */
-static char *stem_of(const char *path)
+int adapter_refuse_kind(const char *kind, const char *path, const char *key, struct err *err)
 {
-    static const char end[] = ".safetensors";
-    size_t n = strlen(path), k = sizeof end - 1, from;
-    while (n > 1 && path[n - 1] == '/')
-        n--;
-    for (from = n; from > 0 && path[from - 1] != '/';)
-        from--;
-    if (n - from > k && !memcmp(path + n - k, end, k))
-        n -= k;
-    return strndup(path + from, n - from);
+    return err_set(err, ERR_UNSUPPORTED, "%s: this is %s ('%.160s'), which weft cannot use yet",
+                   path, kind, key);
 }
 
 static const struct adapter_format *recognise(const struct safetensors *st)
@@ -58,6 +64,11 @@ static int unknown(const struct safetensors *st, const char *path, struct err *e
     if (safetensors_find(st, "conv_in.weight") ||
         safetensors_find(st, "model.diffusion_model.out.2.weight"))
         return err_set(err, ERR_FORMAT, "%s: this is a whole model, not an adapter", path);
+    for (size_t i = 0; i < safetensors_count(st); i++) {
+        const char *kind = adapter_kind_of_key(safetensors_name(st, i));
+        if (kind)
+            return adapter_refuse_kind(kind, path, safetensors_name(st, i), err);
+    }
     return err_set(err, ERR_UNSUPPORTED,
                    "%s: no adapter format weft knows; its first tensor is '%.200s'", path,
                    safetensors_name(st, 0));
@@ -79,7 +90,7 @@ int adapter_file_open(struct adapter_file **out, const char *path, struct err *e
     *out = NULL;
     if (!f)
         return err_nomem(err, sizeof *f);
-    f->name = stem_of(path);
+    f->name = file_stem(path);
     f->path = file_kind(path) == 2 ? file_join(path, "adapter_model.safetensors") : strdup(path);
     if (!f->path || !f->name)
         rc = err_nomem(err, strlen(path));
@@ -87,7 +98,7 @@ int adapter_file_open(struct adapter_file **out, const char *path, struct err *e
     rc = rc < 0 ? rc : adapter_import(f->st, f->path, &f->list, &f->format, &f->style, err);
     if (rc == 0) {
         const void *data = safetensors_data(f->st, &size);
-        rc = hash_sha256(f->data_sha256, data, size, err);
+        rc = hash_bytes(f->data_sha256, data, size, err);
     }
     if (rc < 0) {
         adapter_file_close(f);

@@ -14,6 +14,7 @@
 #define WEFT_ADAPTER_H
 
 #include "unet/delta.h"
+#include "unet/hash.h"
 #include "unet/safetensors.h"
 
 struct adapter_format {
@@ -33,7 +34,7 @@ struct adapter_file {
     const struct adapter_format *format;
     const char *style; /* "kohya", "peft", "diffusers" */
     struct delta_list list;
-    char data_sha256[65]; /* of the tensor data, in hex: AutoV3 is its first 12 digits */
+    char data_sha256[HASH_HEX]; /* of the tensor data: AutoV3 is its first 12 digits */
 };
 
 /* Opens, checks and imports. A folder is taken as a PEFT folder (adapter_model.safetensors). */
@@ -45,7 +46,9 @@ void adapter_file_close(struct adapter_file *f);
 int adapter_import(const struct safetensors *st, const char *path, struct delta_list *list,
                    const struct adapter_format **format, const char **style, struct err *err);
 
-/* SHA-256 in lower-case hex. */
-int hash_sha256(char out[65], const void *data, size_t size, struct err *err);
+/* The kind of adapter that a key belongs to, of the kinds weft knows by name but cannot use; or NULL. */
+const char *adapter_kind_of_key(const char *key);
+/* The refusal that names it. */
+int adapter_refuse_kind(const char *kind, const char *path, const char *key, struct err *err);
 
 #endif

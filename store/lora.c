@@ -35,21 +35,6 @@ static const struct ending {
     {"diffusers", "_lora.up.weight", PART_UP},
 };
 
-/* Pieces of keys that say which other kind of adapter a file is. */
-static const char *const others[][2] = {
-    {"hada_", "LoHa"},
-    {"lokr_", "LoKr"},
-    {"dora_scale", "DoRA"},
-    {"lora_mid", "LoCon with a middle factor"},
-    {"lora_magnitude_vector", "DoRA"},
-    {"oft_", "OFT"},
-    {"boft_", "BOFT"},
-    {"ia3_", "IA3"},
-    {"shira_", "SHiRA"},
-    {"lora_E", "AdaLoRA"},
-    {"vera_", "VeRA"},
-};
-
 static const struct ending *ending_of(const char *key, size_t *module)
 {
     size_t n = strlen(key);
@@ -105,14 +90,15 @@ static int peft_open(struct peft *p, const struct safetensors *st, const char *p
         p->prefixed = true;
         p->root = json_loads(meta, JSON_REJECT_DUPLICATES, &je);
         if (!json_is_object(p->root))
-            rc = err_set(err, ERR_FORMAT, "%s: lora_adapter_metadata is not JSON: %s", path,
-                         je.text);
+            rc = err_set(err, ERR_FORMAT, "%s: lora_adapter_metadata is no JSON object%s%s", path,
+                         p->root ? "" : ": ", p->root ? "" : je.text);
     } else if (rc == 0 && !strcmp(slash ? slash + 1 : path, "adapter_model.safetensors") &&
                file_kind(file) == 1) {
         rc = file_read(&text, NULL, file, 4 << 20, err);
         p->root = text ? json_loads(text, JSON_REJECT_DUPLICATES, &je) : NULL;
         if (rc == 0 && !json_is_object(p->root))
-            rc = err_set(err, ERR_FORMAT, "%s: not JSON: %s", file, je.text);
+            rc = err_set(err, ERR_FORMAT, "%s: no JSON object%s%s", file, p->root ? "" : ": ",
+                         p->root ? "" : je.text);
     }
     free(text);
     free(file);
@@ -120,41 +106,56 @@ static int peft_open(struct peft *p, const struct safetensors *st, const char *p
     return rc;
 }
 
-/* PEFT's rule: a pattern means a module when "(.*\.)?(PATTERN)$" matches its name. */
-static bool pattern_means(const char *pattern, const char *module)
+/* PEFT's rule: a pattern means a module when "(.*\\.)?(PATTERN)$" matches its name. 1: it does, 0: not,
+ * negative: the pattern is no regular expression, or one that never ends. */
+static int pattern_means(const char *pattern, const char *module)
 {
-    char re[600];
-    int code;
+    size_t n = strlen(module), k = strlen(pattern);
+    if (!strpbrk(pattern, "\\^$*+?()[]{}|")) { /* a plain name; its dots are taken as dots */
+        return n >= k && !strcmp(module + n - k, pattern) && (n == k || module[n - k - 1] == '.');
+    }
+    char *re = malloc(k + 16);
+    int code, found = -1;
     PCRE2_SIZE at;
-    bool yes = false;
-
-    if (snprintf(re, sizeof re, "^(.*\\.)?(%s)$", pattern) >= (int)sizeof re)
-        return false;
+    if (!re)
+        return -1;
+    snprintf(re, k + 16, "^(.*\\.)?(%s)$", pattern);
     pcre2_code *c = pcre2_compile((PCRE2_SPTR)re, PCRE2_ZERO_TERMINATED, 0, &code, &at, NULL);
     pcre2_match_data *md = c ? pcre2_match_data_create_from_pattern(c, NULL) : NULL;
     pcre2_match_context *mc = pcre2_match_context_create(NULL);
     if (md && mc) {
         pcre2_set_match_limit(mc, 100000);
-        yes = pcre2_match(c, (PCRE2_SPTR)module, strlen(module), 0, 0, md, mc) >= 0;
+        int rc = pcre2_match(c, (PCRE2_SPTR)module, n, 0, 0, md, mc);
+        found = rc >= 0 ? 1 : rc == PCRE2_ERROR_NOMATCH ? 0 : -1;
     }
     pcre2_match_context_free(mc);
     pcre2_match_data_free(md);
     pcre2_code_free(c);
-    return yes;
+    free(re);
+    return found;
 }
 
-/* The number for this module: from a pattern that means it, else the general one. */
-static double patterned(const struct peft *p, const char *component, const char *module,
-                        const char *patterns, const char *general, double dflt)
+/* The alpha of this module: from a pattern that means it, else the general one. */
+static int peft_alpha(const struct peft *p, const char *component, const char *module, double dflt,
+                      double *alpha, struct err *err)
 {
     const char *key;
-    json_t *v, *map = peft_get(p, component, patterns), *all = peft_get(p, component, general);
+    json_t *v, *map = peft_get(p, component, "alpha_pattern");
+    json_t *all = peft_get(p, component, "lora_alpha");
+    *alpha = json_is_number(all) ? json_number_value(all) : dflt;
+    if (all && !json_is_number(all) && !json_is_null(all))
+        return err_set(err, ERR_FORMAT, "lora_alpha is not a number");
     json_object_foreach(map, key, v)
     {
-        if (json_is_number(v) && pattern_means(key, module))
-            return json_number_value(v);
+        int means = pattern_means(key, module);
+        if (means < 0 || !json_is_number(v))
+            return err_set(err, ERR_FORMAT, "alpha_pattern '%.100s' is damaged", key);
+        if (means) {
+            *alpha = json_number_value(v);
+            return 0;
+        }
     }
-    return json_is_number(all) ? json_number_value(all) : dflt;
+    return 0;
 }
 
 /* Refuses what changes the meaning of the factors and is not done here. */
@@ -178,15 +179,17 @@ static int peft_check(const struct peft *p, const char *path, struct err *err)
     return 0;
 }
 
-static float peft_scale(const struct peft *p, const char *site, int rank)
+static int peft_scale(const struct peft *p, const char *site, int rank, float *scale,
+                      struct err *err)
 {
     const char *dot = strchr(site, '.');
     char component[32];
+    double alpha;
     snprintf(component, sizeof component, "%.*s", (int)(dot - site), site);
-    double alpha = patterned(p, component, dot + 1, "alpha_pattern", "lora_alpha",
-                             peft_get(p, component, "r") ? 8 : rank);
+    int rc = peft_alpha(p, component, dot + 1, peft_get(p, component, "r") ? 8 : rank, &alpha, err);
     bool rs = json_is_true(peft_get(p, component, "use_rslora"));
-    return (float)(alpha / (rs ? sqrt(rank) : rank));
+    *scale = (float)(alpha / (rs ? sqrt(rank) : rank));
+    return rc;
 }
 
 /* ---- modules --------------------------------------------------------------------------------- */
@@ -207,11 +210,9 @@ static int by_site(const void *a, const void *b)
 /* What to say of a key that is no part of a LoRA. */
 static int foreign(const char *path, const char *key, struct err *err)
 {
-    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
-        if (strstr(key, others[i][0]))
-            return err_set(err, ERR_UNSUPPORTED,
-                           "%s: a %s adapter ('%.160s'), which weft cannot use yet", path,
-                           others[i][1], key);
+    const char *kind = adapter_kind_of_key(key);
+    if (kind)
+        return adapter_refuse_kind(kind, path, key, err);
     return err_set(err, ERR_UNSUPPORTED, "%s: '%.200s' is no part of a LoRA that weft knows", path,
                    key);
 }
@@ -289,8 +290,10 @@ static int to_delta(const struct module *m, const struct peft *peft, const char 
         if (read_alpha(m->part[PART_ALPHA], d->rank, &d->scale) < 0)
             return err_set(err, ERR_FORMAT, "%s: %s: alpha is not one finite number", path,
                            m->site);
-    } else if (peft->root && m->site[0] != '?') {
-        d->scale = peft_scale(peft, m->site, d->rank);
+    } else if (peft->root && m->site[0] != '?' &&
+               peft_scale(peft, m->site, d->rank, &d->scale, err) < 0) {
+        err_prefix(err, "%s: PEFT's config", path);
+        return ERR_FORMAT;
     }
     return 0;
 }

@@ -389,6 +389,40 @@ Test(backend, attention)
     }
 }
 
+/* One NaN makes its own row NaN, on every device, and no other row anything else: damaged weights must not
+ * end as a picture. */
+static void run_attention_nan(struct run *r, const void *arg, struct tensor *y)
+{
+    struct attention a = {.heads = 2};
+    struct tensor q = filled(r, 1, 5, 9, 32, 21), k = filled(r, 1, 70, 1, 32, 22);
+    float *f = malloc(45 * 32 * sizeof *f);
+    test_fill(f, 45 * 32, 21);
+    f[*(const int *)arg * 32 + 20] = NAN;
+    op_upload(r, &q, f);
+    free(f);
+    *y = run_like(r, &q);
+    op_attention(r, y, &q, &k, &k, &a);
+}
+
+Test(backend, attention_keeps_nan)
+{
+    static const struct {
+        const char *backend;
+        enum isa isa;
+    } on[] = {{"ref", ISA_PLAIN}, {"cpu", ISA_PLAIN}, {"cpu", ISA_AVX2}, {"cpu", ISA_AVX512}};
+    for (size_t i = 0; i < sizeof on / sizeof *on; i++)
+        for (int row = 0; row < 45; row += 11) {
+            struct device *dev = test_device_isa(on[i].backend, on[i].isa, 2);
+            struct io io = compute(dev, run_attention_nan, &row);
+            for (int j = 0; j < 45 * 32; j++)
+                cr_assert_eq(isnan(io.y[j]) != 0, j / 32 == row && j % 32 >= 16,
+                             "%s/%d: row %d, value %d is %g", on[i].backend, (int)on[i].isa, row, j,
+                             (double)io.y[j]);
+            drop(&io);
+            device_close(dev);
+        }
+}
+
 /* ---- the rest -------------------------------------------------------------------------------- */
 
 struct shape {

@@ -220,7 +220,7 @@ static void check_picture(struct golden *g, const char *name, const struct image
     size_t n;
 
     cr_assert_eq(prompt_read(&prompt, json_string_value(json_array_get(texts, 0)), &err), 0);
-    cr_assert_eq(prompt_read(&negative, safetensors_metadata(g->st, "negative"), &err), 0);
+    cr_assert_eq(prompt_read_negative(&negative, safetensors_metadata(g->st, "negative"), &err), 0);
     snprintf(sampler, sizeof sampler, "%s", init ? "ddim" : name + strlen("latent "));
     picture_init(&p, g->m);
     char *space = strchr(sampler, ' ');

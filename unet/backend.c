@@ -10,9 +10,14 @@ extern const struct backend backend_ref, backend_ref64, backend_cpu;
 
 static const struct backend *const backends[] = {&backend_cpu, &backend_ref, &backend_ref64, NULL};
 
-const struct backend *const *backend_list(void)
+static int no_such(const char *name, struct err *err)
 {
-    return backends;
+    char known[100] = "";
+    for (int i = 0; backends[i]; i++) {
+        strcat(known, i ? ", " : "");
+        strcat(known, backends[i]->name);
+    }
+    return err_set(err, ERR_ARG, "no device '%.40s' in this build; known: %s", name, known);
 }
 
 int device_open(struct device **out, const char *name, const struct device_options *o,
@@ -26,7 +31,7 @@ int device_open(struct device **out, const char *name, const struct device_optio
         if (!strcmp(backends[i]->name, name))
             be = backends[i];
     if (!be)
-        return err_set(err, ERR_ARG, "no device '%s' in this build; known: cpu, ref, ref64", name);
+        return no_such(name, err);
     struct device *dev = calloc(1, sizeof *dev);
     if (!dev)
         return err_nomem(err, sizeof *dev);
@@ -70,20 +75,32 @@ void layer_release(struct device *dev, struct layer *l)
     l->impl = NULL;
 }
 
-int array_to_finite(const struct array *a, float *out, const char *name, struct err *err)
+int array_finite(const struct array *a, const char *name, struct err *err)
 {
-    size_t n = array_count(a);
-
     if (!array_readable(a))
         return err_set(err, ERR_UNSUPPORTED, "%s: type %s is not one weft computes with", name,
                        dtype_name(a->dtype));
-    array_to_f32(a, out);
-    for (size_t i = 0; i < n; i++)
-        if (!isfinite(out[i]))
-            return err_set(err, ERR_FORMAT,
-                           "%s: value %zu is %s: the file is damaged or training diverged", name, i,
-                           isnan(out[i]) ? "NaN" : "infinite");
-    return 0;
+    ptrdiff_t bad = array_first_bad(a);
+    if (bad < 0)
+        return 0;
+    struct array one = *a;
+    float v = 0;
+    one.ndim = 0;
+    one.data = (const char *)a->data + (size_t)bad * dtype_bits(a->dtype) / 8;
+    array_to_f32(&one, &v);
+    return err_set(err, ERR_FORMAT, "%s: value %td is %s: the file is damaged or training diverged",
+                   name, bad, isnan(v) ? "NaN" : "infinite");
+}
+
+int array_to_finite(const struct array *a, float *out, const char *name, struct err *err)
+{
+    int rc = array_finite(a, name, err);
+    if (rc == 0)
+        array_to_f32(a, out);
+    for (size_t i = 0, n = array_count(a); rc == 0 && a->dtype == DT_F64 && i < n; i++)
+        if (isinf(out[i]))
+            rc = err_set(err, ERR_FORMAT, "%s: value %zu is beyond float32", name, i);
+    return rc;
 }
 
 /* c values of `a` in device memory, as float32 whatever the device computes in. */

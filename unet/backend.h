@@ -82,6 +82,9 @@ struct backend {
     int (*upload)(struct device *dev, struct tensor *t, const float *host, struct err *err);
     int (*download)(struct device *dev, float *host, const struct tensor *t, struct err *err);
 
+    /* What layer does at its first use for these shapes, without computing: y and x have no data. */
+    int (*layer_prepare)(struct device *dev, const struct tensor *y, const struct layer *l,
+                         const struct tensor *x, bool accumulate, struct err *err);
     /* Which implementation runs the layer on the i-th of the shapes it has met, as the library beneath
      * names it ("brgconv:avx512_core"), or NULL beyond the last. Optional: NULL where there is but one. */
     const char *(*layer_kind)(const struct layer *l, int i);
@@ -133,8 +136,6 @@ struct backend {
 int device_open(struct device **out, const char *name, const struct device_options *o,
                 struct err *err);
 void device_close(struct device *dev);
-/* All backends, NULL-terminated. */
-const struct backend *const *backend_list(void);
 
 void layer_release(struct device *dev, struct layer *l);
 /* Takes gamma and beta from arrays of c values. */
@@ -142,7 +143,9 @@ int norm_init(struct device *dev, struct norm *g, const char *name, int groups, 
               const struct array *gamma, const struct array *beta, struct err *err);
 void norm_release(struct device *dev, struct norm *g);
 
-/* Converts a's values to float32 and refuses infinities and NaN, naming `name`. */
+/* Refuses infinities, NaN and types that weft does not compute with, naming `name`. */
+int array_finite(const struct array *a, const char *name, struct err *err);
+/* The same, and a's values as float32. */
 int array_to_finite(const struct array *a, float *out, const char *name, struct err *err);
 
 #endif

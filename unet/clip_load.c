@@ -206,6 +206,7 @@ int clip_open(struct clip **out, struct device *dev, struct source *from, struct
               struct err *err)
 {
     static const char *const none[] = {"position_ids", NULL};
+    const uint64_t scalar[1] = {0}; /* no dims */
     struct clip *c = calloc(1, sizeof *c);
     struct array scale = {0};
     int rc = c ? 0 : err_nomem(err, sizeof *c);
@@ -226,7 +227,7 @@ int clip_open(struct clip **out, struct device *dev, struct source *from, struct
         vision_load(&c->vision, &ld);
         loader_linear(&ld, &c->visual_projection, "visual_projection", c->vision.tower.width,
                       c->dim, false);
-        loader_array(&ld, &scale, "logit_scale", 0, NULL);
+        loader_array(&ld, &scale, "logit_scale", 0, scalar);
         rc = loader_done(&ld, none, err);
     }
     if (rc == 0) {

@@ -102,6 +102,11 @@ int config_open(struct config **out, const char *path, struct err *err)
     return rc;
 }
 
+bool config_is_null(const struct config *c, const char *key)
+{
+    return json_is_null(json_object_get(c->root, key));
+}
+
 bool config_is_object(const struct config *c, const char *key)
 {
     return json_is_object(json_object_get(c->root, key));

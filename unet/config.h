@@ -34,7 +34,8 @@ double config_num(struct config *c, const char *key, double dflt);
 bool config_bool(struct config *c, const char *key, bool dflt);
 /* Borrowed from c. */
 const char *config_str(struct config *c, const char *key, const char *dflt);
-bool config_has(const struct config *c, const char *key); /* there and not null */
+bool config_has(const struct config *c, const char *key);     /* there and not null */
+bool config_is_null(const struct config *c, const char *key); /* there, and null */
 bool config_is_object(const struct config *c, const char *key);
 
 /* Lists. config_ints also takes a single number, which it repeats `n` times (n > 0).

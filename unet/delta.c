@@ -60,6 +60,15 @@ void adapter_free(struct adapter *a)
     free(a);
 }
 
+size_t adapter_bytes(const struct adapter *a)
+{
+    size_t n = 0;
+    for (int i = 0; i < a->n_site; i++)
+        if (a->at[i])
+            n += array_count(&a->at[i]->down.w) + array_count(&a->at[i]->up.w);
+    return n * sizeof(float);
+}
+
 /* Dim i of an array, 1 beyond its last. */
 static uint64_t dim_of(const struct array *a, int i)
 {
@@ -88,19 +97,13 @@ static const char *misfit(const struct delta *d, const struct layer *l, char *bu
     return NULL;
 }
 
-static bool finite_array(const struct array *a, const char *name, struct err *err)
-{
-    float *tmp = malloc(array_count(a) * sizeof *tmp);
-    int rc = tmp ? array_to_finite(a, tmp, name, err) : err_nomem(err, array_count(a));
-    free(tmp);
-    return rc == 0;
-}
-
 static int bind_one(struct adapter *a, int site, const struct layer *l, const struct delta *d,
                     struct err *err)
 {
-    if (!finite_array(&d->down, l->name, err) || !finite_array(&d->up, l->name, err))
-        return err ? err->code : ERR_FORMAT;
+    int rc = array_finite(&d->down, l->name, err);
+    rc = rc < 0 ? rc : array_finite(&d->up, l->name, err);
+    if (rc < 0)
+        return rc;
     if (!isfinite(d->scale))
         return err_set(err, ERR_FORMAT, "%s: alpha is not a finite number", l->name);
     struct delta_branch *b = calloc(1, sizeof *b);
@@ -126,14 +129,13 @@ static int bind_one(struct adapter *a, int site, const struct layer *l, const st
 /* The verdict when all deltas were tried: `wrong` of them have another width than the model's weights,
  * the first of which is described in `first`. */
 static int bind_verdict(const struct adapter *a, const struct delta_list *l, int wrong,
-                        const char *first, struct err *err)
+                        const char *first, const struct bind_report *report, struct err *err)
 {
     if (wrong > a->matched)
         return err_set(err, ERR_MISMATCH, "made for another base model: %s", first);
     if (a->matched == 0)
-        return err_set(err, ERR_MISMATCH,
-                       "none of its %d weights is one of this model's; the first is '%.200s'", l->n,
-                       l->n ? l->item[0].site : "");
+        return err_set(err, ERR_MISMATCH, "none of its %d weights can act here; the first: %.400s",
+                       l->n, report->n ? report->line[0] : "there is none");
     return 0;
 }
 
@@ -161,7 +163,7 @@ static int bind_all(struct adapter *a, const struct sites *sites, const struct d
         if (rc < 0)
             return rc;
     }
-    return bind_verdict(a, l, wrong, first, err);
+    return bind_verdict(a, l, wrong, first, report, err);
 }
 
 int adapter_bind(struct adapter **out, struct device *dev, const struct sites *sites,

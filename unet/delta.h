@@ -62,6 +62,8 @@ int adapter_bind(struct adapter **out, struct device *dev, const struct sites *s
                  const struct delta_list *l, const char *name, struct bind_report *report,
                  struct err *err);
 void adapter_free(struct adapter *a);
+/* Bytes its factors take once packed. */
+size_t adapter_bytes(const struct adapter *a);
 
 /* Private weights with adapters added: W + sum_i strength_i * dW_i, for the sites of one component
  * that any of them touches. */

@@ -4,6 +4,13 @@
 #include <stdio.h>
 #include <string.h>
 
+void err_printable(char *s)
+{
+    for (; *s; s++)
+        if ((unsigned char)*s < 0x20 || *s == 0x7f)
+            *s = '?';
+}
+
 int err_set(struct err *err, int code, const char *fmt, ...)
 {
     if (!err)
@@ -12,6 +19,7 @@ int err_set(struct err *err, int code, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(err->msg, sizeof err->msg, fmt, ap);
     va_end(ap);
+    err_printable(err->msg);
     err->code = code;
     return code;
 }
@@ -26,6 +34,7 @@ int err_prefix(struct err *err, const char *fmt, ...)
     vsnprintf(front, sizeof front - 2, fmt, ap);
     va_end(ap);
     strcat(front, ": ");
+    err_printable(front);
     size_t n = strlen(front), keep = sizeof err->msg - 1 - n, old = strlen(err->msg);
     memmove(err->msg + n, err->msg, old < keep ? old : keep);
     err->msg[n + (old < keep ? old : keep)] = 0;

@@ -28,11 +28,15 @@ struct err {
     char msg[1024]; /* one line, no full stop, always terminated; cut if longer */
 };
 
-/* Stores code and message and returns code. err may be NULL; the code is returned all the same. */
+/* Stores code and message and returns code. err may be NULL; the code is returned all the same. Names
+ * from files may hold anything: control characters in the message become '?'. */
 int err_set(struct err *err, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
-/* Puts "…: " in front of a message that is already there. Returns err's code. */
+/* Puts "…: " in front of a message that is already there. Returns err's code (err NULL: ERR_FORMAT). */
 int err_prefix(struct err *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* Control characters of s become '?', so that it can be shown on a terminal, on one line. */
+void err_printable(char *s);
 
 /* ERR_NOMEM with the number of bytes that could not be had. */
 int err_nomem(struct err *err, size_t bytes);

@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,34 +27,70 @@ static int write_all(int fd, const void *bytes, size_t size)
     return 0;
 }
 
-/* A temporary file beside path, open for writing; its name goes to temp. */
+/* Where a file of that name really is to be written: a link is followed, so that it stays a link. */
+static int resolve(const char *path, char *real, size_t size, struct err *err)
+{
+    char target[PATH_MAX];
+    if (!*path)
+        return err_set(err, ERR_ARG, "an empty name is no file");
+    if (realpath(path, target))
+        path = target;
+    int n = snprintf(real, size, "%s", path);
+    return n < 0 || (size_t)n >= size ? err_set(err, ERR_ARG, "%.60s…: the path is too long", path)
+                                      : 0;
+}
+
+/* A temporary file in the folder of path, open for writing; its name goes to temp. */
 static int open_beside(const char *path, char *temp, size_t size, struct err *err)
 {
     struct stat st;
-    int len = snprintf(temp, size, "%s.XXXXXX", path);
+    const char *slash = strrchr(path, '/');
+    int dir = slash ? (int)(slash - path) + 1 : 0;
+    int len = snprintf(temp, size, "%.*s.weft-XXXXXX", dir, path);
     if (len < 0 || (size_t)len >= size)
         return err_set(err, ERR_ARG, "%.60s…: the path is too long", path);
     if (stat(path, &st) == 0 && !S_ISREG(st.st_mode))
         return err_set(err, ERR_IO, "%s: %s, not a file that could be replaced", path,
                        S_ISDIR(st.st_mode) ? "a folder" : "a device or pipe");
+    if (access(path, F_OK) == 0 && access(path, W_OK) < 0)
+        return err_set(err, ERR_IO, "%s: cannot be written: %s", path, strerror(errno));
+    if (strlen(path + dir) > NAME_MAX)
+        return err_set(err, ERR_IO, "%s: cannot be written: %s", path, strerror(ENAMETOOLONG));
     int fd = mkstemp(temp);
     if (fd < 0)
         return err_set(err, ERR_IO, "%s: cannot be written: %s", path, strerror(errno));
     return fd;
 }
 
-int file_can_replace(const char *path, struct err *err)
+/* While a temporary file exists nobody may end the program, or it would stay behind. */
+static void hold_signals(sigset_t *old)
 {
-    char temp[PATH_MAX];
-    int fd = open_beside(path, temp, sizeof temp, err);
-    if (fd < 0)
-        return fd;
-    close(fd);
-    unlink(temp);
-    return 0;
+    sigset_t ending;
+    sigemptyset(&ending);
+    sigaddset(&ending, SIGINT);
+    sigaddset(&ending, SIGTERM);
+    sigaddset(&ending, SIGHUP);
+    pthread_sigmask(SIG_BLOCK, &ending, old);
 }
 
-int file_replace(const char *path, const void *bytes, size_t size, struct err *err)
+int file_can_replace(const char *path, struct err *err)
+{
+    char real[PATH_MAX], temp[PATH_MAX];
+    sigset_t old;
+    int fd = resolve(path, real, sizeof real, err);
+    if (fd < 0)
+        return fd;
+    hold_signals(&old);
+    fd = open_beside(real, temp, sizeof temp, err);
+    if (fd >= 0) {
+        close(fd);
+        unlink(temp);
+    }
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return fd < 0 ? fd : 0;
+}
+
+static int replace(const char *path, const void *bytes, size_t size, struct err *err)
 {
     char temp[PATH_MAX];
     int rc = 0, fd = open_beside(path, temp, sizeof temp, err);
@@ -69,6 +107,19 @@ int file_replace(const char *path, const void *bytes, size_t size, struct err *e
     return rc;
 }
 
+int file_replace(const char *path, const void *bytes, size_t size, struct err *err)
+{
+    char real[PATH_MAX];
+    sigset_t old;
+    int rc = resolve(path, real, sizeof real, err);
+    if (rc < 0)
+        return rc;
+    hold_signals(&old);
+    rc = replace(real, bytes, size, err);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return rc;
+}
+
 int file_read(char **out, size_t *size, const char *path, size_t max, struct err *err)
 {
     char *buf = NULL;
@@ -76,9 +127,14 @@ int file_read(char **out, size_t *size, const char *path, size_t max, struct err
     int rc = 0;
 
     *out = NULL;
-    FILE *f = fopen(path, "rb");
-    if (!f)
-        return err_set(err, ERR_IO, "%s: %s", path, strerror(errno));
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not make us wait */
+    FILE *f = fd < 0 ? NULL : fdopen(fd, "rb");
+    if (!f) {
+        rc = err_set(err, ERR_IO, "%s: %s", path, strerror(errno));
+        if (fd >= 0)
+            close(fd);
+        return rc;
+    }
     struct stat st;
     if (fstat(fileno(f), &st) < 0 || !S_ISREG(st.st_mode)) {
         rc = err_set(err, ERR_IO, "%s: not a regular file", path);
@@ -120,6 +176,25 @@ char *file_join(const char *dir, const char *name)
     if (p)
         snprintf(p, need, "%s%s%s", dir, n && dir[n - 1] == '/' ? "" : "/", name);
     return p;
+}
+
+int file_exists(const char *path)
+{
+    struct stat st;
+    return lstat(path, &st) == 0;
+}
+
+char *file_stem(const char *path)
+{
+    static const char end[] = ".safetensors";
+    size_t n = strlen(path), k = sizeof end - 1, from;
+    while (n > 1 && path[n - 1] == '/')
+        n--;
+    for (from = n; from > 0 && path[from - 1] != '/';)
+        from--;
+    if (n - from > k && !memcmp(path + n - k, end, k))
+        n -= k;
+    return strndup(path + from, n - from);
 }
 
 int file_kind(const char *path)

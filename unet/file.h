@@ -20,5 +20,10 @@ char *file_join(const char *dir, const char *name);
 
 /* 1 a regular file, 2 a directory, 0 neither or not there. */
 int file_kind(const char *path);
+/* Whether something is there under that name, be it a link that leads nowhere. */
+int file_exists(const char *path);
+/* The last part of a path without ".safetensors" and slashes at its end: what a user calls it. A new
+ * string, NULL when there is no memory. */
+char *file_stem(const char *path);
 
 #endif

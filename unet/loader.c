@@ -2,6 +2,7 @@
 
 #include "config.h"
 #include "file.h"
+#include "hash.h"
 #include "safetensors.h"
 
 #include <assert.h>
@@ -132,7 +133,7 @@ static int nothing_there(const char *dir, const char *stem, struct err *err)
     return err_set(err, ERR_IO, "%s: holds no %s.safetensors", dir, stem);
 }
 
-int weights_open(struct weights **out, const char *dir, const char *stem, struct err *err)
+static int weights_open(struct weights **out, const char *dir, const char *stem, struct err *err)
 {
     static const char *const form[] = {"%s.safetensors", "%s.safetensors.index.json",
                                        "%s.fp16.safetensors", "%s.safetensors.index.fp16.json"};
@@ -153,7 +154,8 @@ int weights_open(struct weights **out, const char *dir, const char *stem, struct
         char *path = file_join(dir, name);
         if (!path) {
             rc = err_nomem(err, sizeof name);
-        } else if (file_kind(path) == 1) {
+        } else if (file_exists(
+                       path)) { /* a link that leads nowhere is an error, not another file */
             found = 1;
             rc = i % 2 ? add_index(w, path, err) : add_file(w, path, err);
         }
@@ -170,7 +172,7 @@ int weights_open(struct weights **out, const char *dir, const char *stem, struct
 }
 
 /* Small values, about normal (sum of four uniforms), from a linear congruence. */
-int weights_random(struct weights **out, uint64_t seed, struct err *err)
+static int weights_random(struct weights **out, uint64_t seed, struct err *err)
 {
     struct weights *w = calloc(1, sizeof *w);
     size_t n = (size_t)32 << 20; /* more than the largest layer of SD 1.5 */
@@ -206,6 +208,32 @@ static const struct array *weights_find(const struct weights *w, const char *nam
         }
     }
     return NULL;
+}
+
+static void hash_file_of(const struct safetensors *st, struct hash *h)
+{
+    enum { BLOCK = 4096, BLOCKS = 256 };
+    size_t size;
+    const char *data = safetensors_data(st, &size);
+    for (size_t i = 0; i < safetensors_count(st); i++) {
+        const struct array *a = safetensors_at(st, i);
+        const char *name = safetensors_name(st, i);
+        hash_add(h, name, strlen(name) + 1);
+        hash_add(h, dtype_name(a->dtype), strlen(dtype_name(a->dtype)) + 1);
+        hash_add(h, a->dim, (size_t)a->ndim * sizeof *a->dim);
+    }
+    if (size <= (size_t)BLOCK * BLOCKS) {
+        hash_add(h, data, size);
+        return;
+    }
+    for (size_t i = 0; i < BLOCKS; i++)
+        hash_add(h, data + (size - BLOCK) / (BLOCKS - 1) * i, BLOCK);
+}
+
+void weights_hash(const struct weights *w, struct hash *h)
+{
+    for (int i = 0; i < w->n_file; i++)
+        hash_file_of(w->file[i], h);
 }
 
 /* ---- sources --------------------------------------------------------------------------------- */

@@ -8,7 +8,7 @@
  *     source_open(&src, "model/unet", "diffusion_pytorch_model", &err);
  *     struct loader ld = {.dev = dev, .weights = src.weights, .sites = sites, .part = COMPONENT_UNET};
  *     loader_conv(&ld, &u->conv_in, "conv_in", 4, 320, 3, 1);
- *     rc = loader_done(&ld, &err);
+ *     rc = loader_done(&ld, NULL, &err);
  */
 #ifndef WEFT_LOADER_H
 #define WEFT_LOADER_H
@@ -18,24 +18,25 @@
 #include <stdbool.h>
 
 struct config;
+struct hash;
 struct weights;
 
-/* stem: "diffusion_pytorch_model" or "model". Looks for STEM.safetensors, STEM.safetensors.index.json,
- * STEM.fp16.safetensors and its index, in this order; a folder with only .bin files is refused with
- * what to do. */
-int weights_open(struct weights **out, const char *dir, const char *stem, struct err *err);
-/* Any name and shape: values of a model that was never trained, the same for the same seed. */
-int weights_random(struct weights **out, uint64_t seed, struct err *err);
 void weights_close(struct weights *w);
+/* Adds to h what tells these weights from others: every array's name, dtype and shape, and of the values
+ * 256 blocks of 4 KiB, evenly spread over each file (all of them where the file is that small). */
+void weights_hash(const struct weights *w, struct hash *h);
 
 /* One component's config and weights, from which a network is built. */
 struct source {
     struct config *config;
     struct weights *weights;
 };
-/* dir/config.json and weights_open(dir, stem). Close with source_close, or give it to a network. */
+/* dir/config.json and its weights: STEM.safetensors, STEM.safetensors.index.json, STEM.fp16.safetensors
+ * or its index, in this order ("diffusion_pytorch_model", "model"). A folder with only .bin files is
+ * refused with what to do. Close with source_close, or give it to a network. */
 int source_open(struct source *s, const char *dir, const char *stem, struct err *err);
-/* A config by hand (`what` names it in messages) and random weights. */
+/* A config by hand (`what` names it in messages) and weights that were never trained, the same for the
+ * same seed, for benchmarks. */
 int source_random(struct source *s, const char *config_json, const char *what, uint64_t seed,
                   struct err *err);
 void source_close(struct source *s);

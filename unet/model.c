@@ -35,13 +35,45 @@ static int check_index(const char *dir, struct err *err)
     return rc;
 }
 
-/* dir/part, opened as a source. */
+/* dir/part, opened as a source, and its weights added to h. */
 static int part_source(struct source *s, const char *dir, const char *part, const char *stem,
-                       struct err *err)
+                       struct hash *h, struct err *err)
 {
     char *path = file_join(dir, part);
     int rc = path ? source_open(s, path, stem, err) : err_nomem(err, strlen(dir));
+    if (rc == 0)
+        weights_hash(s->weights, h);
     free(path);
+    return rc;
+}
+
+/* The files beside the weights. One that is not there counts as empty. */
+static int hash_configs(const struct model *m, struct hash *h, struct err *err)
+{
+    static const char *const names[] = {"tokenizer/vocab.json",
+                                        "tokenizer/merges.txt",
+                                        "tokenizer/added_tokens.json",
+                                        "tokenizer/special_tokens_map.json",
+                                        "tokenizer/tokenizer_config.json",
+                                        "text_encoder/config.json",
+                                        "unet/config.json",
+                                        "vae/config.json",
+                                        "scheduler/scheduler_config.json"};
+    int rc = 0;
+    for (size_t i = 0; i < sizeof names / sizeof *names && rc == 0; i++) {
+        char *path = file_join(m->dir, names[i]), *text = NULL;
+        size_t size = 0;
+        if (!path)
+            rc = err_nomem(err, strlen(m->dir));
+        else if (file_exists(path))
+            rc = file_read(&text, &size, path, 64 << 20, err);
+        if (rc == 0) {
+            hash_add(h, &size, sizeof size);
+            hash_add(h, text, size);
+        }
+        free(text);
+        free(path);
+    }
     return rc;
 }
 
@@ -67,12 +99,16 @@ static int open_schedule(struct model *m, struct err *err)
 static int open_networks(struct model *m, struct err *err)
 {
     struct source s;
-    int rc = part_source(&s, m->dir, "text_encoder", "model", err);
+    struct hash *h = NULL;
+    int rc = hash_new(&h, err);
+    rc = rc < 0 ? rc : hash_configs(m, h, err);
+    rc = rc < 0 ? rc : part_source(&s, m->dir, "text_encoder", "model", h, err);
     rc = rc < 0 ? rc : clip_text_open(&m->text, m->dev, &s, &m->sites, err);
-    rc = rc < 0 ? rc : part_source(&s, m->dir, "unet", "diffusion_pytorch_model", err);
+    rc = rc < 0 ? rc : part_source(&s, m->dir, "unet", "diffusion_pytorch_model", h, err);
     rc = rc < 0 ? rc : unet_open(&m->unet, m->dev, &s, &m->sites, err);
-    rc = rc < 0 ? rc : part_source(&s, m->dir, "vae", "diffusion_pytorch_model", err);
+    rc = rc < 0 ? rc : part_source(&s, m->dir, "vae", "diffusion_pytorch_model", h, err);
     rc = rc < 0 ? rc : vae_open(&m->vae, m->dev, &s, &m->sites, err);
+    hash_end(h, m->fingerprint);
     return rc < 0 ? rc : sites_finish(&m->sites, err);
 }
 
@@ -134,17 +170,4 @@ void model_close(struct model *m)
     sites_release(&m->sites);
     free(m->dir);
     free(m);
-}
-
-enum base model_base(const struct model *m)
-{
-    return m->unet->text_width == 768    ? BASE_SD1
-           : m->unet->text_width == 1024 ? BASE_SD2
-                                         : BASE_UNKNOWN;
-}
-
-const char *base_name(enum base b)
-{
-    static const char *const names[] = {"unknown", "sd1", "sd2"};
-    return names[b];
 }

@@ -20,12 +20,11 @@
 #define WEFT_MODEL_H
 
 #include "clip.h"
+#include "hash.h"
 #include "sampler.h"
 #include "tokenizer.h"
 #include "unet.h"
 #include "vae.h"
-
-enum base { BASE_UNKNOWN, BASE_SD1, BASE_SD2 };
 
 struct model {
     char *dir;
@@ -36,13 +35,12 @@ struct model {
     struct vae *vae;
     struct schedule schedule;
     struct sites sites;
+    /* SHA-256 of the tokenizer, every config and (weights_hash) the weights: models of the same
+     * fingerprint make the same pictures. */
+    char fingerprint[HASH_HEX];
 };
 
 int model_open(struct model **out, struct device *dev, const char *dir, struct err *err);
 void model_close(struct model *m);
-
-/* The family, by the width of the text it attends to: 768 SD 1.x, 1024 SD 2.x. */
-enum base model_base(const struct model *m);
-const char *base_name(enum base b); /* "sd1", "sd2", "unknown" */
 
 #endif

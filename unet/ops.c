@@ -15,23 +15,35 @@ void run_measure(struct run *r)
 {
     run_reset(r);
     r->measuring = true;
+    r->preparing = false;
     r->plan.peak = 0;
     r->flops = 0;
+}
+
+void run_prepare(struct run *r)
+{
+    run_measure(r);
+    r->preparing = true;
 }
 
 int run_commit(struct run *r, struct err *err)
 {
     int rc = run_check(r, err);
-    r->measuring = false;
+    return rc < 0 ? rc : run_reserve(r, r->plan.peak, err);
+}
+
+int run_reserve(struct run *r, size_t bytes, struct err *err)
+{
+    r->measuring = r->preparing = false;
     arena_clear(&r->plan);
-    if (rc < 0 || r->plan.peak <= r->size)
-        return rc;
+    if (bytes <= r->size)
+        return 0;
     r->dev->be->free(r->dev, r->memory);
     r->size = 0;
-    r->memory = r->dev->be->alloc(r->dev, r->plan.peak);
+    r->memory = r->dev->be->alloc(r->dev, bytes);
     if (!r->memory)
-        return err_nomem(err, r->plan.peak);
-    r->size = r->plan.peak;
+        return err_nomem(err, bytes);
+    r->size = bytes;
     return 0;
 }
 
@@ -135,6 +147,8 @@ static void one_layer(struct run *r, struct tensor *y, const struct layer *l,
     r->flops += 2.0 * (double)tensor_count(y) * l->in * l->kh * l->kw;
     if (live(r))
         r->dev->be->layer(r->dev, y, l, x, accumulate, &r->err);
+    else if (r->preparing && !r->err.code)
+        r->dev->be->layer_prepare(r->dev, y, l, x, accumulate, &r->err);
 }
 
 /* y += strength * scale * up(down(x)) on the branch's rows. */

@@ -42,6 +42,7 @@ struct run {
     char *memory;      /* the device's */
     size_t size;
     bool measuring; /* sizes only: tensors have no data and nothing is computed */
+    bool preparing; /* while measuring: layers also pack their weights for the shapes they meet */
     double flops;   /* counted by every op, 2 a multiply-add; reset by the caller */
 
     const struct branch *branch; /* side branches in force; borrowed */
@@ -52,8 +53,13 @@ struct run {
 void run_init(struct run *r, struct device *dev);
 /* From here on only measure, from an empty arena. */
 void run_measure(struct run *r);
+/* As run_measure, and every layer met gets ready: afterwards no pass of these shapes packs or allocates,
+ * and damaged weights have been found. */
+void run_prepare(struct run *r);
 /* Ends measuring: makes the arena as large as what was measured (it never shrinks) and empties it. */
 int run_commit(struct run *r, struct err *err);
+/* The same for a size that was measured before (run.plan.peak). */
+int run_reserve(struct run *r, size_t bytes, struct err *err);
 /* Empties the arena and forgets an error. Tensors made before are gone. */
 void run_reset(struct run *r);
 /* 0, or the first failure, copied to err. */

@@ -217,10 +217,10 @@ static int take_weight(const char *s, size_t *n, double *weight, struct err *err
     return 0;
 }
 
-static int add_part(struct reader *r, const char *s, size_t n)
+static int add_part(struct reader *r, const char *s, size_t n, bool weighted)
 {
-    struct prompt_part part = {0};
-    int rc = take_weight(s, &n, &part.weight, r->err);
+    struct prompt_part part = {.weight = 1};
+    int rc = weighted ? take_weight(s, &n, &part.weight, r->err) : 0;
     if (rc < 0)
         return rc;
     if (r->out->n_part == PARTS_MAX)
@@ -246,14 +246,14 @@ static int take_parts(struct reader *r, const char *s)
         if (memcmp(s + i, "AND", 3) != 0 || !prompt_scan_boundary(s, n, i) ||
             !prompt_scan_boundary(s, n, i + 3))
             continue;
-        if ((rc = add_part(r, s + begin, i - begin)) < 0)
+        if ((rc = add_part(r, s + begin, i - begin, true)) < 0)
             return rc;
         begin = i + 3;
     }
-    return add_part(r, s + begin, n - begin);
+    return add_part(r, s + begin, n - begin, true);
 }
 
-int prompt_read(struct prompt *out, const char *text, struct err *err)
+static int read_prompt(struct prompt *out, const char *text, bool negative, struct err *err)
 {
     struct reader r = {.out = out, .err = err};
     char *plain = NULL;
@@ -268,13 +268,26 @@ int prompt_read(struct prompt *out, const char *text, struct err *err)
         rc = err_nomem(err, n + 1);
         goto out;
     }
-    if ((rc = take_tags(&r, text, plain)) == 0)
-        rc = take_parts(&r, plain);
+    rc = take_tags(&r, text, plain);
+    if (rc == 0 && negative && out->n_adapter)
+        rc = err_set(err, ERR_ARG, "the negative prompt takes no <lora:…>");
+    if (rc == 0)
+        rc = negative ? add_part(&r, plain, strlen(plain), false) : take_parts(&r, plain);
 out:
     if (rc < 0)
         prompt_release(out);
     free(plain);
     return rc;
+}
+
+int prompt_read(struct prompt *out, const char *text, struct err *err)
+{
+    return read_prompt(out, text, false, err);
+}
+
+int prompt_read_negative(struct prompt *out, const char *text, struct err *err)
+{
+    return read_prompt(out, text, true, err);
 }
 
 void prompt_release(struct prompt *p)

@@ -38,7 +38,7 @@ struct prompt_spans {
 int prompt_spans_parse(struct prompt_spans *out, const char *text, struct err *err);
 void prompt_spans_release(struct prompt_spans *s);
 
-/* One stretch of steps with one text: steps up to and including `until` (counted from 1). */
+/* One stretch of steps with one text: A1111's end_at_step. */
 struct prompt_stage {
     int until;
     char *text; /* owned */
@@ -73,6 +73,9 @@ struct prompt {
 /* Splits a whole prompt. A tag that is not known is an error that names it. A part's weight is the
  * ":number" it ends in; the only part has one too. */
 int prompt_read(struct prompt *out, const char *text, struct err *err);
+/* A negative prompt: one part of weight 1; AND and a number at the end are words like others, as in
+ * A1111, and <lora:…> is refused. */
+int prompt_read_negative(struct prompt *out, const char *text, struct err *err);
 void prompt_release(struct prompt *p);
 
 /* Token chunks as the text encoder takes them: n_chunk rows of `length` ids with a weight each.

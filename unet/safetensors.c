@@ -45,7 +45,7 @@ static const char *shown(const char *s, char buf[SHOWN_MAX + 4])
 {
     size_t n = 0;
     for (; n < SHOWN_MAX && s[n]; n++)
-        buf[n] = (unsigned char)s[n] < 0x20 || s[n] == 0x7f ? '?' : s[n];
+        buf[n] = s[n];
     if (s[n]) {
         while (n > 0 && ((unsigned char)s[n] & 0xc0) == 0x80) /* not inside a character */
             n--;

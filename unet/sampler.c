@@ -107,18 +107,18 @@ static int check_options(const struct sampler_kind *k, const struct schedule *s,
 static int check_schedule(const struct sampler_kind *k, const struct schedule *s, struct err *err)
 {
     if (s->train_steps < 2)
-        return err_set(err, ERR_ARG, "noise schedule: %d trained steps, must be 2 or more",
+        return err_set(err, ERR_FORMAT, "noise schedule: %d trained steps, must be 2 or more",
                        s->train_steps);
     if (s->spacing < -1 || s->spacing > SPACING_TRAILING)
-        return err_set(err, ERR_ARG, "noise schedule: spacing is %d", s->spacing);
+        return err_set(err, ERR_FORMAT, "noise schedule: spacing is %d", s->spacing);
     if (s->steps_offset < 0 || s->steps_offset >= s->train_steps)
-        return err_set(err, ERR_ARG, "noise schedule: steps_offset is %d, must be 0 to %d",
+        return err_set(err, ERR_FORMAT, "noise schedule: steps_offset is %d, must be 0 to %d",
                        s->steps_offset, s->train_steps - 1);
     if (s->clip_sample && !(s->clip_sample_range > 0 && isfinite(s->clip_sample_range)))
-        return err_set(err, ERR_ARG, "noise schedule: clip_sample_range is %g, must be above 0",
+        return err_set(err, ERR_FORMAT, "noise schedule: clip_sample_range is %g, must be above 0",
                        s->clip_sample_range);
     if (!(s->sigma_min >= 0 && s->sigma_max >= 0 && isfinite(s->sigma_min + s->sigma_max)))
-        return err_set(err, ERR_ARG,
+        return err_set(err, ERR_FORMAT,
                        "noise schedule: sigma_min %g or sigma_max %g is no noise level",
                        s->sigma_min, s->sigma_max);
     if (s->prediction == PREDICT_SAMPLE && !(k->takes & TAKES_SAMPLE))
@@ -161,15 +161,6 @@ static bool is_finite(const struct sampler_eval *e)
     return isfinite(sum);
 }
 
-static bool reads_noise(const struct sampler_eval *e)
-{
-    for (int j = 0; j < e->n_op; j++)
-        for (int k = 0; k < e->op[j].n; k++)
-            if (e->op[j].src[k] == SLOT_N)
-                return true;
-    return false;
-}
-
 static int fill(struct sampler *out, const struct sampler_kind *k, const struct plan *p,
                 struct err *err)
 {
@@ -189,7 +180,6 @@ static int fill(struct sampler *out, const struct sampler_kind *k, const struct 
                 "sampler %s: in %d steps of this noise schedule two follow each other at "
                 "one noise level; use fewer steps",
                 k->name, p->n);
-        out->n_noise += reads_noise(e);
     }
     return 0;
 }

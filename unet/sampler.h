@@ -125,7 +125,6 @@ struct sampler {
     struct sampler_eval *eval;
     double init_scale;                /* from nothing: SLOT_X starts as init_scale * noise */
     double start_signal, start_noise; /* from a picture: as signal * latent + noise * noise */
-    int n_noise;                      /* how many evaluations read SLOT_N */
 };
 
 int sampler_open(struct sampler **out, const struct schedule *s, const struct sampler_options *o,

@@ -61,10 +61,11 @@ static int lcm_levels(struct plan *p, struct err *err)
 {
     int train = p->s->train_steps, original = p->s->original_steps;
     if (original < 1 || original > train)
-        return err_set(err, ERR_ARG, "sampler lcm: original_inference_steps is %d, must be 1 to %d",
-                       original, train);
+        return err_set(err, ERR_FORMAT,
+                       "sampler lcm: original_inference_steps is %d, must be 1 to %d", original,
+                       train);
     if (!(p->s->timestep_scaling > 0 && isfinite(p->s->timestep_scaling)))
-        return err_set(err, ERR_ARG, "sampler lcm: timestep_scaling is %g, must be above 0",
+        return err_set(err, ERR_FORMAT, "sampler lcm: timestep_scaling is %g, must be above 0",
                        p->s->timestep_scaling);
     if (p->n > original)
         return err_set(err, ERR_ARG,

@@ -78,7 +78,7 @@ int plan_noise(struct plan *p, bool floor_alpha, struct err *err)
     make_betas(beta, p->s);
     for (int i = 0; i < n; i++)
         if (!(beta[i] > 0 && beta[i] < 1))
-            return err_set(err, ERR_ARG,
+            return err_set(err, ERR_FORMAT,
                            "noise schedule: beta %d is %g, must be above 0 and below 1", i,
                            (double)beta[i]);
     if (p->s->zero_snr)
@@ -89,7 +89,7 @@ int plan_noise(struct plan *p, bool floor_alpha, struct err *err)
     for (int i = 0; i < n; i++) {
         bool no_signal = p->s->zero_snr && i == n - 1;
         if (!(p->ac[i] < 1 && (p->ac[i] > 0 || no_signal)))
-            return err_set(err, ERR_ARG,
+            return err_set(err, ERR_FORMAT,
                            "noise schedule: nothing is left of the %s at timestep %d, betas too %s",
                            p->ac[i] < 1 ? "signal" : "noise", i, p->ac[i] < 1 ? "large" : "small");
         p->trained[i] = sqrtf((1.0f - p->ac[i]) / p->ac[i]);

@@ -3,6 +3,9 @@
 #include <assert.h>
 #include <stdio.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 static const struct {
     const char *name;
@@ -128,23 +131,56 @@ uint16_t f32_to_bf16(float f)
     return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
 
+/* ---- whole arrays ---------------------------------------------------------------------------- */
+
+/* Values a thread takes at once. A model has a thousand million of them: one thread would be felt. */
+#define PIECE (1 << 16)
+
+#if defined(__x86_64__)
+/* Half precision by the processor's own instruction, eight at a time. What has AVX2 has F16C too. */
+__attribute__((target("avx,f16c"))) static size_t halves_f16c(float *out, const char *in, size_t n)
+{
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const void *)(in + 2 * i))));
+    return i;
+}
+
+static size_t halves_fast(float *out, const char *in, size_t n)
+{
+    return __builtin_cpu_supports("avx2") ? halves_f16c(out, in, n) : 0;
+}
+#else
+static size_t halves_fast(float *out, const char *in, size_t n)
+{
+    (void)out, (void)in, (void)n;
+    return 0;
+}
+#endif
+
 /* Stored arrays need not be aligned: every value is copied out. */
 #define CONVERT(type, expr)                                                                        \
     for (size_t i = 0; i < n; i++) {                                                               \
         type v;                                                                                    \
-        memcpy(&v, (const char *)a->data + i * sizeof v, sizeof v);                                \
+        memcpy(&v, in + i * sizeof v, sizeof v);                                                   \
         out[i] = expr;                                                                             \
     }                                                                                              \
     break
 
-void array_to_f32(const struct array *a, float *out)
+static void convert(enum dtype t, float *out, const char *in, size_t n)
 {
-    size_t n = array_count(a);
-    assert(array_readable(a));
-    switch (a->dtype) {
-    case DT_F32: memcpy(out, a->data, n * sizeof *out); break;
+    switch (t) {
+    case DT_F32: memcpy(out, in, n * sizeof *out); break;
     case DT_F64: CONVERT(double, (float)v);
-    case DT_F16: CONVERT(uint16_t, half_to_f32(v));
+    case DT_F16: {
+        size_t done = halves_fast(out, in, n);
+        for (size_t i = done; i < n; i++) {
+            uint16_t v;
+            memcpy(&v, in + i * sizeof v, sizeof v);
+            out[i] = half_to_f32(v);
+        }
+        break;
+    }
     case DT_BF16: CONVERT(uint16_t, bf16_to_f32(v));
     case DT_I64: CONVERT(int64_t, (float)v);
     case DT_I32: CONVERT(int32_t, (float)v);
@@ -157,6 +193,52 @@ void array_to_f32(const struct array *a, float *out)
     case DT_BOOL: CONVERT(uint8_t, v ? 1.0f : 0.0f);
     default: break;
     }
+}
+
+void array_to_f32(const struct array *a, float *out)
+{
+    size_t n = array_count(a), bytes = types[a->dtype].bits / 8;
+    assert(array_readable(a));
+#pragma omp parallel for schedule(static) if (n > 4 * PIECE)
+    for (size_t i = 0; i < n; i += PIECE)
+        convert(a->dtype, out + i, (const char *)a->data + i * bytes,
+                n - i < PIECE ? n - i : PIECE);
+}
+
+/* Whether any of n values has all bits of its exponent set. */
+#define ANY_BAD(type, mask)                                                                        \
+    for (size_t i = 0; i < n; i++) {                                                               \
+        type v;                                                                                    \
+        memcpy(&v, in + i * sizeof v, sizeof v);                                                   \
+        bad |= (v & (type)(mask)) == (type)(mask);                                                 \
+    }                                                                                              \
+    break
+
+static bool any_bad(enum dtype t, const char *in, size_t n)
+{
+    int bad = 0;
+    switch (t) {
+    case DT_F32: ANY_BAD(uint32_t, 0x7f800000);
+    case DT_F64: ANY_BAD(uint64_t, 0x7ff0000000000000);
+    case DT_F16: ANY_BAD(uint16_t, 0x7c00);
+    case DT_BF16: ANY_BAD(uint16_t, 0x7f80);
+    default: break; /* whole numbers */
+    }
+    return bad;
+}
+
+ptrdiff_t array_first_bad(const struct array *a)
+{
+    size_t n = array_count(a), bytes = types[a->dtype].bits / 8;
+    const char *in = a->data;
+    int bad = 0;
+#pragma omp parallel for schedule(static) reduction(| : bad) if (n > 4 * PIECE)
+    for (size_t i = 0; i < n; i += PIECE)
+        bad |= any_bad(a->dtype, in + i * bytes, n - i < PIECE ? n - i : PIECE);
+    for (size_t i = 0; bad && i < n; i++)
+        if (any_bad(a->dtype, in + i * bytes, 1))
+            return (ptrdiff_t)i;
+    return -1;
 }
 
 size_t tensor_count(const struct tensor *t)

@@ -4,7 +4,7 @@
  *   struct array   a read-only view of numbers as a file holds them (any type, any shape);
  *   struct tensor  an activation on a device: dense, channels last, [n, h*w, c].
  *
- *     struct array a = safetensors_at(st, i)->a;
+ *     struct array a = *safetensors_at(st, i);
  *     float *f = malloc(array_count(&a) * sizeof *f);
  *     array_to_f32(&a, f);
  */
@@ -66,6 +66,9 @@ const char *array_shape(const struct array *a, char *buf, size_t size);
 bool array_readable(const struct array *a);
 /* Converts all values to float32, rounding to nearest. The array must be readable. */
 void array_to_f32(const struct array *a, float *out);
+/* Index of the first value that is infinite or NaN, -1 when all are finite. (Doubles that are finite but
+ * beyond float32 become infinite on conversion.) */
+ptrdiff_t array_first_bad(const struct array *a);
 
 float half_to_f32(uint16_t h);
 uint16_t f32_to_half(float f); /* to nearest, ties to even; overflow is infinity */

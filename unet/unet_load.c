@@ -49,8 +49,9 @@ static void block_types(struct config *c, const char *key, const char *attends, 
 static void check_sizes(const struct unet *u, struct config *c)
 {
     int n = u->levels;
-    bool good = n >= 1 && u->in_channels >= 1 && u->out_channels >= 1 && u->text_width >= 1 &&
-                u->groups >= 1 && u->time_width >= 1 && u->width[0] <= UNET_MAX_WAVES;
+    bool good = n >= 1 && u->sample_size >= 1 && u->sample_size <= 4096 && u->in_channels >= 1 &&
+                u->out_channels >= 1 && u->text_width >= 1 && u->groups >= 1 &&
+                u->time_width >= 1 && u->width[0] <= UNET_MAX_WAVES;
     for (int i = 0; i < n; i++)
         good =
             good && u->width[i] >= 1 && u->width[i] <= 65536 && u->layers[i] >= 1 &&
@@ -67,10 +68,18 @@ static void check_sizes(const struct unet *u, struct config *c)
 static int read_config(struct unet *u, struct config *c, struct err *err)
 {
     int n = config_ints(c, "block_out_channels", 0, u->width, UNET_MAX_LEVELS);
+    for (int i = 0; i < n; i++) /* before anything is computed from them */
+        if (u->width[i] < 1 || u->width[i] > 65536) {
+            config_fail(c, "block_out_channels holds %d", u->width[i]);
+            u->width[i] = 1;
+        }
 
     config_ignore(c, harmless);
     for (size_t i = 0; i < sizeof only / sizeof *only; i++)
         config_expect(c, only[i][0], only[i][1]);
+    if (config_is_null(c, "mid_block_type")) /* which here does not mean the default */
+        config_fail(c,
+                    "mid_block_type is null: no middle block; weft does UNetMidBlock2DCrossAttn");
     u->levels = n;
     u->in_channels = config_int(c, "in_channels", 4);
     u->out_channels = config_int(c, "out_channels", 4);

@@ -41,7 +41,8 @@ static int read_config(struct vae *v, struct config *c, struct err *err)
     only_blocks(c, "down_block_types", "DownEncoderBlock2D", n);
     only_blocks(c, "up_block_types", "UpDecoderBlock2D", n);
     bool good = n >= 1 && v->layers >= 1 && v->layers <= 16 && v->latent >= 1 && v->latent <= 256 &&
-                v->groups >= 1 && isfinite(v->scaling) && v->scaling != 0;
+                v->groups >= 1 && isfinite(v->scaling) && fabs(v->scaling) > 1e-6 &&
+                fabs(v->scaling) < 1e6;
     for (int i = 0; i < n; i++)
         good = good && v->width[i] >= 1 && v->width[i] <= 65536 && v->width[i] % v->groups == 0;
     if (!good)

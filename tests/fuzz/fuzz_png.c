@@ -180,7 +180,8 @@ static void check(const struct image *im, const struct image_texts *t)
     assert(!rc && (!with_texts || same_texts(t, &texts)));
     assert(back.w == im->w && back.h == im->h);
     assert(!memcmp(back.rgb, im->rgb, (size_t)im->w * (size_t)im->h * 3));
-    rc = image_resize(&other, im, 1 + im->h % 99, 1 + im->w % 99, &err);
+    rc = image_resize(&other, im, 1 + im->h % 99, 1 + im->w % 99, (enum image_filter)(im->w % 3),
+                      &err);
     assert(!rc && other.rgb);
     for (size_t i = 0; i < t->n; i++)
         assert(image_text_find(t, t->text[i].key));

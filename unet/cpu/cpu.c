@@ -114,6 +114,12 @@ static int cpu_layer_op(struct device *dev, struct tensor *y, const struct layer
     return onednn_layer(dev, y, (struct layer *)l, x, accumulate, err);
 }
 
+static int cpu_layer_prepare(struct device *dev, const struct tensor *y, const struct layer *l,
+                             const struct tensor *x, bool accumulate, struct err *err)
+{
+    return onednn_layer_prepare(dev, y, (struct layer *)l, x, accumulate, err);
+}
+
 /* ---- norms ----------------------------------------------------------------------------------- */
 
 /* Places a piece of group norm covers: about 64 KiB of x, and the same for every run. */
@@ -410,6 +416,7 @@ const struct backend backend_cpu = {
     .store = cpu_store,
     .upload = cpu_upload,
     .download = cpu_download,
+    .layer_prepare = cpu_layer_prepare,
     .layer_kind = onednn_layer_kind,
     .layer_release = onednn_layer_release,
     .layer = cpu_layer_op,

@@ -23,6 +23,8 @@ void onednn_close(struct onednn *d);
 /* y = W x + b or y += W x + b; the packed weight and the primitives are kept in l->impl. */
 int onednn_layer(struct device *dev, struct tensor *y, struct layer *l, const struct tensor *x,
                  bool accumulate, struct err *err);
+int onednn_layer_prepare(struct device *dev, const struct tensor *y, struct layer *l,
+                         const struct tensor *x, bool accumulate, struct err *err);
 const char *onednn_layer_kind(const struct layer *l, int i);
 void onednn_layer_release(struct device *dev, struct layer *l);
 

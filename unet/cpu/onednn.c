@@ -451,6 +451,17 @@ static int primitive_for(struct device *dev, const struct onednn *dn, struct lay
     return primitive_new(dev, dn, l, x, y, accumulate, out, err);
 }
 
+int onednn_layer_prepare(struct device *dev, const struct tensor *y, struct layer *l,
+                         const struct tensor *x, bool accumulate, struct err *err)
+{
+    const struct onednn *dn = ((struct cpu *)dev->impl)->dnnl;
+    struct primitive *p = NULL;
+    int rc = primitive_for(dev, dn, l, x, y, accumulate, &p, err);
+    if (rc == 0 && p->scratch_size && !cpu_scratch(dev, p->scratch_size))
+        rc = err_nomem(err, p->scratch_size);
+    return rc;
+}
+
 int onednn_layer(struct device *dev, struct tensor *y, struct layer *l, const struct tensor *x,
                  bool accumulate, struct err *err)
 {
