@@ -92,7 +92,8 @@ static double shape_flops(const struct shape *s)
     return 2.0 * s->n * s->h * s->w * s->in * s->out * s->k * s->k;
 }
 
-/* The float32 ceiling: the fastest of some large products, which nothing else can beat here. */
+/* The float32 ceiling as measured: the fastest of some products and convolutions that suit a processor
+ * well. */
 static int bench_ceiling(struct bench *b, struct err *err)
 {
     static const struct shape s[] = {{"product 1024 x 1024 x 1024", 1, 1024, 1, 1024, 1024, 1},

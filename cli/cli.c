@@ -40,16 +40,18 @@ static volatile sig_atomic_t stop;
 static void on_signal(int sig)
 {
     (void)sig;
-    if (stop) /* asked twice: at once; nothing half-written can be lying about */
+    if (stop) /* asked twice: at once. file_replace holds signals back while a file is half there. */
         _exit(130);
     stop = 1;
 }
 
 void cli_catch_stop(void)
 {
-    struct sigaction sa = {.sa_handler = on_signal};
-    sigaction(SIGINT, &sa, NULL);
-    sigaction(SIGTERM, &sa, NULL);
+    static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
+    struct sigaction sa = {.sa_handler = on_signal}, old;
+    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
+        if (sigaction(signals[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN) /* nohup */
+            sigaction(signals[i], &sa, NULL);
 }
 
 bool cli_stopped(void)
@@ -88,7 +90,7 @@ void progress_show(struct progress *p, int done, int total)
 {
     enum { WIDTH = 30 };
     char bar[WIDTH + 1];
-    double now = cli_now(), left = (now - p->began) / done * (total - done);
+    double now = cli_now(), left = (now - p->began) / (done ? done : 1) * (total - done);
 
     if (!p->on || (done < total && now - p->shown < 0.1))
         return;
@@ -96,7 +98,9 @@ void progress_show(struct progress *p, int done, int total)
     for (int i = 0; i < WIDTH; i++)
         bar[i] = i < done * WIDTH / total ? '#' : '.';
     bar[WIDTH] = 0;
-    fprintf(stderr, "\r[%s] %d/%d  %.0f s left ", bar, done, total, left);
+    fprintf(stderr, "\r[%s] %d/%d  ", bar, done, total);
+    if (done)
+        fprintf(stderr, "%.0f s left ", left);
     fflush(stderr);
 }
 

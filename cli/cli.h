@@ -64,7 +64,7 @@ int cli_fail(const struct err *err);
 /* A folder of assets/ ("model", "scorer"), found beside the program or installed; NULL where it is not. */
 char *cli_asset(const char *name);
 
-/* Set by Ctrl-C (SIGINT, SIGTERM) after cli_catch_stop. */
+/* Set by Ctrl-C, kill and a closed terminal (SIGINT, SIGTERM, SIGHUP) after cli_catch_stop. */
 void cli_catch_stop(void);
 bool cli_stopped(void);
 

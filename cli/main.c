@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 const struct command *const commands[] = {&command_render, &command_score, &command_bench,
@@ -20,20 +21,37 @@ static void wait_briefly(char **argv)
     execv("/proc/self/exe", argv);
 }
 
-int main(int argc, char **argv)
+static bool is_help(const char *a)
 {
-    wait_briefly(argv);
-    if (argc < 2)
+    return !strcmp(a, "--help") || !strcmp(a, "-h");
+}
+
+static int run(int argc, char **argv)
+{
+    if (argc < 2 || is_help(argv[1]))
         return command_help.run(&command_help, 0, NULL);
     if (!strcmp(argv[1], "--version") || !strcmp(argv[1], "version")) {
         puts("weft " WEFT_VERSION);
         return EXIT_DONE;
     }
-    if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"))
-        return command_help.run(&command_help, 0, NULL);
+    /* `weft render --help` is `weft help render` */
+    for (int i = 2; i < argc && strcmp(argv[i], "--"); i++)
+        if (is_help(argv[i]))
+            return command_help.run(&command_help, 2, argv);
     for (int i = 0; commands[i]; i++)
         if (!strcmp(argv[1], commands[i]->name))
             return commands[i]->run(commands[i], argc - 1, argv + 1);
-    fprintf(stderr, "weft: no command '%.80s'; `weft help` lists them\n", argv[1]);
-    return EXIT_USAGE;
+    return command_help.run(&command_help, 2, argv);
+}
+
+int main(int argc, char **argv)
+{
+    wait_briefly(argv);
+    prctl(PR_SET_NAME, "weft"); /* not "exe", which is how it was started again */
+    int rc = run(argc, argv);
+    if (fflush(stdout) || ferror(stdout)) {
+        fputs("weft: stdout cannot be written\n", stderr);
+        return rc ? rc : EXIT_FAILED;
+    }
+    return rc;
 }

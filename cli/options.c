@@ -1,6 +1,8 @@
 #include "cli.h"
 
+#include <ctype.h>
 #include <errno.h>
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,18 +13,29 @@ static int bad(const struct option *o, const char *value, const char *want, stru
     return err_set(err, ERR_ARG, "--%s takes %s, not '%.80s'", o->name, want, value);
 }
 
+/* The whole of s as digits, of at most max. */
+static int digits(const char *s, uint64_t max, uint64_t *out)
+{
+    char *end;
+    errno = 0;
+    unsigned long long v = strtoull(s, &end, 10);
+    if (!isdigit((unsigned char)*s) || *end || errno || v > max)
+        return -1;
+    *out = v;
+    return 0;
+}
+
 /* The whole of s as a number within min … max; a range of 0 … 0 is none. */
 static int parse_number(const struct option *o, const char *s, double *out, struct err *err)
 {
     char *end, want[80];
+    bool whole = o->kind == OPTION_INT;
     errno = 0;
     double v = strtod(s, &end);
-    bool ranged = o->min < o->max;
-    if (end == s || *end || errno || !isfinite(v))
-        return bad(o, s, o->kind == OPTION_INT ? "a whole number" : "a number", err);
-    if (o->kind == OPTION_INT && v != floor(v))
-        return bad(o, s, "a whole number", err);
-    if (ranged && (v < o->min || v > o->max)) {
+    if (end == s || s[strspn(s, "+-.0123456789eE")] || *end || errno || !isfinite(v) ||
+        (whole && (v != floor(v) || fabs(v) > INT_MAX)))
+        return bad(o, s, whole ? "a whole number" : "a number", err);
+    if (o->min < o->max && (v < o->min || v > o->max)) {
         snprintf(want, sizeof want, "%g to %g", o->min, o->max);
         return bad(o, s, want, err);
     }
@@ -32,25 +45,22 @@ static int parse_number(const struct option *o, const char *s, double *out, stru
 
 static int parse_u64(const struct option *o, const char *s, uint64_t *out, struct err *err)
 {
-    char *end;
-    errno = 0;
-    long long v = strtoll(s, &end, 10); /* not more than JSON can say */
-    if (end == s || *end || errno || v < 0)
-        return bad(o, s, "a whole number from 0 to 2^63 - 1", err);
-    *out = (uint64_t)v;
-    return 0;
+    /* not more than JSON can say */
+    return digits(s, INT64_MAX, out) ? bad(o, s, "a whole number from 0 to 2^63 - 1", err) : 0;
 }
 
+/* "512" is a square. */
 static int parse_size(const struct option *o, const char *s, int *out, struct err *err)
 {
-    char rest;
-    int n = sscanf(s, "%dx%d%c", &out[0], &out[1], &rest);
-    if (n == 1 && strspn(s, "0123456789") == strlen(s)) {
-        out[1] = out[0];
-        n = 2;
-    }
-    if (n != 2 || out[0] < 1 || out[1] < 1)
+    uint64_t w, h;
+    char width[12];
+    size_t n = strcspn(s, "x");
+    snprintf(width, sizeof width, "%.*s", (int)n, s);
+    if (n >= sizeof width || digits(width, 65536, &w) || digits(s[n] ? s + n + 1 : s, 65536, &h) ||
+        !w || !h)
         return bad(o, s, "a size such as 512 or 512x768", err);
+    out[0] = (int)w;
+    out[1] = (int)h;
     return 0;
 }
 

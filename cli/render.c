@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -30,6 +31,7 @@ struct render {
     const char *out, *like, *device, *isa;
     int count, threads;
     bool json, verbose, allow_partial;
+    bool named; /* r has the adapters that the prompt names */
 };
 
 /* ---- options --------------------------------------------------------------------------------- */
@@ -66,21 +68,24 @@ static void make_options(struct option o[MAX_OPTIONS], struct given *g, struct r
          100000, NULL},
         {"init", 0, OPTION_TEXT, &g->init, "IMAGE", "start from this PNG instead of noise", 0, 0,
          NULL},
-        {"denoise", 0, OPTION_NUMBER, &g->denoise, "0..1",
-         "with --init: how much is made anew; default 0.6", 0, 1, &g->has_denoise},
+        {"denoise", 0, OPTION_NUMBER, &g->denoise, "X",
+         "with --init: how much is made anew, above 0, up to 1; default 0.6", 0, 0,
+         &g->has_denoise},
         {"like", 0, OPTION_TEXT, &d->like, "IMAGE",
-         "all settings from a picture that weft made; options given\nbeside it are laid over them",
+         "all settings from a picture that weft made; options given\nbeside it are laid over them, "
+         "and "
+         "a new prompt names its adapters anew",
          0, 0, NULL},
         {.kind = OPTION_GROUP, .name = "", .help = "How:"},
-        {"steps", 0, OPTION_INT, &g->steps, "N", "default 30", 1, 1000, &g->has_steps},
+        {"steps", 0, OPTION_INT, &g->steps, "N", "default 30", 0, 0, &g->has_steps},
         {"cfg", 0, OPTION_NUMBER, &g->cfg, "X",
-         "how strongly the prompt guides; 1: not beyond itself, and one\npass a step; default 7",
-         -100, 100, &g->has_cfg},
+         "how strongly the prompt guides; 1: not beyond itself, and one\npass a step; default 7", 0,
+         0, &g->has_cfg},
         {"sampler", 0, OPTION_TEXT, &g->sampler, "NAME", "default: the model's own; see below", 0,
          0, NULL},
         {"schedule", 0, OPTION_TEXT, &g->schedule, "NAME",
          "default (the model's), karras or trained", 0, 0, NULL},
-        {"eta", 0, OPTION_NUMBER, &g->eta, "0..1", "ddim: fresh noise a step; default 0", 0, 1,
+        {"eta", 0, OPTION_NUMBER, &g->eta, "0..1", "ddim: fresh noise a step; default 0", 0, 0,
          &g->has_eta},
         {"compose", 0, OPTION_LIST, &g->compose, "NAME",
          "how several adapters share the picture: merge", 0, 0, NULL},
@@ -89,11 +94,11 @@ static void make_options(struct option o[MAX_OPTIONS], struct given *g, struct r
          "fewer operations a step",
          0, 0, NULL},
         {"clip-skip", 0, OPTION_INT, &g->clip_skip, "N",
-         "2: leave out the text encoder's last block; default 1", 1, 100, &g->has_clip_skip},
+         "2: leave out the text encoder's last block; default 1", 0, 0, &g->has_clip_skip},
         {"rng", 0, OPTION_TEXT, &g->rng, "NAME",
          "torch (as torch.randn on a CPU, the default) or philox (as on\nCUDA)", 0, 0, NULL},
         {"tile", 0, OPTION_INT, &g->tile, "N",
-         "decode in squares of N latent places: less memory, nearly the\nsame pixels", 0, 4096,
+         "decode in squares of N latent places: less memory, nearly the\nsame pixels", 0, 0,
          &g->has_tile},
         {.kind = OPTION_GROUP, .name = "", .help = "And:"},
         {"output", 'o', OPTION_TEXT, &d->out, "FILE",
@@ -149,6 +154,12 @@ static int apply(struct request *r, const struct given *g, struct err *err)
     for (size_t i = 0; i < sizeof text / sizeof *text && rc == 0; i++)
         if (text[i].text)
             rc = request_set(text[i].to, text[i].text, err);
+    if (g->prompt)
+        request_drop_named(r);
+    if (g->model)
+        *r->model_sha256 = 0;
+    if (g->init)
+        *r->init_sha256 = 0;
     if (g->size[0])
         memcpy(r->size, g->size, sizeof r->size);
     r->seed = g->has_seed ? g->seed : r->seed;
@@ -164,7 +175,7 @@ static int apply(struct request *r, const struct given *g, struct err *err)
     for (int i = 0; i < g->compose.n && rc == 0; i++)
         if (strcmp(g->compose.item[i], "merge"))
             rc = err_set(err, ERR_ARG, "no strategy '%.60s'; known: merge", g->compose.item[i]);
-    return rc;
+    return rc < 0 ? rc : request_check(r, err);
 }
 
 /* The settings that a picture remembers. */
@@ -211,14 +222,17 @@ static int parse(struct render *d, int argc, char **argv, struct err *err)
     if (rc == 0) {
         g.prompt = n ? rest[0] : NULL;
         rc = d->like ? read_like(&d->r, d->like, err) : 0;
+        d->named = !g.prompt;
         if (!d->like && !g.has_seed)
             d->r.seed = fresh_seed();
     }
     rc = rc < 0 ? rc : apply(&d->r, &g, err);
-    if (rc == 0 && (!d->r.prompt || !d->r.negative)) {
-        rc = d->r.prompt ? 0 : request_set(&d->r.prompt, "", err);
-        rc = rc < 0 || d->r.negative ? rc : request_set(&d->r.negative, "", err);
-    }
+    if (rc == 0 && !d->r.prompt)
+        rc = request_set(&d->r.prompt, "", err);
+    if (rc == 0 && !d->r.negative)
+        rc = request_set(&d->r.negative, "", err);
+    if (rc == 0 && d->r.seed > (uint64_t)INT64_MAX - (uint64_t)d->count + 1)
+        rc = err_set(err, ERR_ARG, "--seed and --count: the last seed would be above 2^63 - 1");
     free(rest);
     free(g.adapter.item);
     free(g.compose.item);
@@ -243,10 +257,19 @@ static int open_device(struct render *d, struct err *err)
 
 static int open_model(struct render *d, struct err *err)
 {
-    if (!d->r.model && !(d->r.model = cli_asset("model")))
-        return err_set(err, ERR_IO,
-                       "the demo model is not installed; name a model with --model DIR");
-    return model_open(&d->model, d->dev, d->r.model, err);
+    char *demo = d->r.model ? NULL : cli_asset("model");
+    int rc = d->r.model || demo
+                 ? model_open(&d->model, d->dev, demo ? demo : d->r.model, err)
+                 : err_set(err, ERR_IO,
+                           "the demo model is not installed; name a model with --model DIR");
+    if (rc == 0 && *d->r.model_sha256 && strcmp(d->r.model_sha256, d->model->fingerprint))
+        rc = err_set(err, ERR_MISMATCH,
+                     "%s: not the model that %s was made with; --model DIR says which to use",
+                     d->model->dir, d->like);
+    if (rc == 0)
+        memcpy(d->r.model_sha256, d->model->fingerprint, sizeof d->r.model_sha256);
+    free(demo);
+    return rc;
 }
 
 static void tell_adapter(const struct adapter_file *f, const struct adapter *a)
@@ -257,11 +280,13 @@ static void tell_adapter(const struct adapter_file *f, const struct adapter *a)
 }
 
 /* What did not match and why; a dozen unless all are asked for. */
-static void tell_misfits(const struct render *d, const char *name, const struct bind_report *report)
+static void tell_misfits(const struct render *d, const char *name, struct bind_report *report)
 {
     int most = d->verbose ? report->n : 12;
-    for (int i = 0; i < report->n && i < most; i++)
+    for (int i = 0; i < report->n && i < most; i++) {
+        err_printable(report->line[i]);
         fprintf(stderr, "%s: not matched: %s\n", name, report->line[i]);
+    }
     if (report->n > most)
         fprintf(stderr, "%s: and %d more; -v lists them\n", name, report->n - most);
 }
@@ -308,15 +333,12 @@ static int open_adapters(struct render *d, struct err *err)
     return rc;
 }
 
-/* Prompt and negative prompt, and the adapters the prompt names; those of --like are known already. */
+/* Prompt and negative prompt, and the adapters that the prompt names. */
 static int read_prompts(struct render *d, struct err *err)
 {
-    bool known = false;
     int rc = prompt_read(&d->prompt, d->r.prompt, err);
-    rc = rc < 0 ? rc : prompt_read(&d->negative, d->r.negative, err);
-    for (int i = 0; i < d->r.n_adapter; i++)
-        known = known || d->r.adapter[i].in_prompt;
-    for (size_t i = 0; i < d->prompt.n_adapter && rc == 0 && !known; i++) {
+    rc = rc < 0 ? rc : prompt_read_negative(&d->negative, d->r.negative, err);
+    for (size_t i = 0; i < d->prompt.n_adapter && rc == 0 && !d->named; i++) {
         const struct prompt_adapter *a = &d->prompt.adapter[i];
         rc = request_add_named(&d->r, a->name, a->te, a->unet, err);
     }
@@ -330,14 +352,30 @@ static int nearest_side(int side, int f)
     return (n > 0 ? n : 1) * f;
 }
 
+/* It must be the file that the picture of --like began with. */
+static int check_init(struct render *d, struct err *err)
+{
+    char sha[HASH_HEX];
+    int rc = hash_file(sha, d->r.init, err);
+    if (rc == 0 && *d->r.init_sha256 && strcmp(sha, d->r.init_sha256))
+        rc = err_set(err, ERR_MISMATCH,
+                     "%s: not the file that %s began with; --init IMAGE says what to begin with",
+                     d->r.init, d->like);
+    memcpy(d->r.init_sha256, sha, sizeof sha);
+    return rc;
+}
+
 /* The picture to start from, brought to --size if one was given. */
 static int read_init(struct render *d, struct err *err)
 {
     struct image im = {0};
     int f = d->model->vae->factor;
     int rc = image_read_png(d->r.init, &im, NULL, err);
-    if (rc < 0)
+    rc = rc < 0 ? rc : check_init(d, err);
+    if (rc < 0) {
+        image_release(&im);
         return rc;
+    }
     if (!d->r.size[0]) {
         d->r.size[0] = im.w;
         d->r.size[1] = im.h;
@@ -415,13 +453,14 @@ static char *output_path(const struct render *d, uint64_t seed)
 static int write_picture(struct render *d, const char *path, const struct image *im,
                          struct err *err)
 {
-    const char *slash = strrchr(d->r.model, '/'), *name = slash ? slash + 1 : d->r.model;
     const char *sampler = d->r.sampler ? d->r.sampler : d->model->schedule.sampler;
-    char *params = request_to_parameters(&d->r, name, sampler, err);
+    char *name = file_stem(d->model->dir);
+    char *params = name ? request_to_parameters(&d->r, name, sampler, err) : NULL;
     char *json = params ? request_to_json(&d->r, err) : NULL;
     char keys[2][16] = {"parameters", "weft"};
     struct image_text text[] = {{keys[0], params}, {keys[1], json}};
-    int rc = json ? image_write_png(path, im, text, 2, err) : err->code;
+    int rc = json ? image_write_png(path, im, text, 2, err) : name ? err->code : err_nomem(err, 64);
+    free(name);
     free(params);
     free(json);
     return rc;
@@ -446,7 +485,7 @@ static void report(const struct render *d, const char *path, double seconds)
     json_t *list = json_array(),
            *root = json_pack("{s:s, s:I, s:f, s:i, s:i, s:s}", "file", path, "seed",
                              (json_int_t)d->r.seed, "seconds", seconds, "steps", d->r.steps,
-                             "passes", d->cost.passes, "model", d->r.model);
+                             "passes", d->cost.passes, "model", d->model->dir);
     for (int i = 0; i < d->r.n_adapter; i++)
         json_array_append_new(list, adapter_report(d, i));
     json_object_set_new(root, "adapters", list);
@@ -545,15 +584,39 @@ static int announce(struct render *d, struct err *err)
     return 0;
 }
 
+/* Whether the picture could be written there at the end. */
+static int check_output(const struct render *d, const char *path, struct err *err)
+{
+    struct stat to, from;
+    json_t *text = json_string(path);
+    int rc = 0;
+    if (!text && d->json)
+        rc = err_set(err, ERR_ARG, "%s: its name is not UTF-8, as JSON is", path);
+    if (d->r.init && stat(path, &to) == 0 && stat(d->r.init, &from) == 0 &&
+        to.st_dev == from.st_dev && to.st_ino == from.st_ino)
+        rc = err_set(err, ERR_ARG, "%s: --init would be replaced by what is made from it", path);
+    json_decref(text);
+    return rc < 0 ? rc : file_can_replace(path, err);
+}
+
+static int check_outputs(const struct render *d, uint64_t seed, struct err *err)
+{
+    char *settings = request_to_json(&d->r, err);
+    int rc = settings ? 0 : err->code;
+    for (int i = 0; i < d->count && rc == 0; i++) {
+        char *path = output_path(d, seed + (uint64_t)i);
+        rc = path ? check_output(d, path, err) : err_nomem(err, 64);
+        free(path);
+    }
+    free(settings);
+    return rc;
+}
+
 static int make_all(struct render *d, struct err *err)
 {
     struct picture p;
     int rc = to_picture(d, &p, err);
-    for (int i = 0; i < d->count && rc == 0; i++) {
-        char *path = output_path(d, p.seed + (uint64_t)i);
-        rc = path ? file_can_replace(path, err) : err_nomem(err, 64);
-        free(path);
-    }
+    rc = rc < 0 ? rc : check_outputs(d, p.seed, err);
     rc = rc < 0 ? rc : generator_open(&d->g, d->model, d->use, d->r.n_adapter, d->r.fold, err);
     rc = rc < 0 ? rc : generator_prepare(d->g, &p, &d->cost, err);
     rc = rc < 0 ? rc : announce(d, err);

@@ -62,22 +62,36 @@ static struct request_adapter *add(struct request *r, struct err *err)
     return p;
 }
 
-/* The file that a name means: itself, or with ".safetensors" behind it. NULL: none. */
+static char *with_ending(const char *name, size_t len, const char *ending)
+{
+    char *s = NULL;
+    return asprintf(&s, "%.*s%s", (int)len, name, ending) < 0 ? NULL : s;
+}
+
+/* The file that a name means: itself, the same with ".safetensors" behind it, or a PEFT folder. NULL:
+ * none. */
 static char *find_file(const char *name, size_t len)
 {
-    char *plain = strndup(name, len), *with = NULL;
-    if (plain && file_kind(plain))
-        return plain;
-    if (plain && (with = malloc(len + sizeof ".safetensors"))) {
-        memcpy(with, plain, len);
-        strcpy(with + len, ".safetensors");
-        if (file_kind(with) != 1) {
-            free(with);
-            with = NULL;
-        }
+    static const char *const ending[] = {"", ".safetensors", "/adapter_model.safetensors"};
+    for (size_t i = 0; i < sizeof ending / sizeof *ending; i++) {
+        char *path = with_ending(name, len, ending[i]);
+        bool found = path && file_kind(path) == 1;
+        if (found && i < 2)
+            return path;
+        free(path);
+        if (found)
+            return with_ending(name, len, "");
     }
-    free(plain);
-    return with;
+    return NULL;
+}
+
+static int no_such_adapter(const char *ref, size_t len, struct err *err)
+{
+    char *path = with_ending(ref, len, "");
+    bool folder = path && file_kind(path) == 2;
+    free(path);
+    return err_set(err, ERR_IO, "%.*s: %s", (int)len, ref,
+                   folder ? "a folder without adapter_model.safetensors" : "no such adapter file");
 }
 
 static int parse_double(const char *s, size_t n, double *out)
@@ -87,6 +101,8 @@ static int parse_double(const char *s, size_t n, double *out)
         return -1;
     memcpy(buf, s, n);
     buf[n] = 0;
+    if (strspn(buf, "+-.0123456789eE") != n)
+        return -1;
     *out = strtod(buf, &end);
     return *end || end == buf || !isfinite(*out) ? -1 : 0;
 }
@@ -149,6 +165,29 @@ static char *find_ref(const char *text, size_t n, size_t *end, double *strength)
     return find_file(text, colon - 1);
 }
 
+static void drop(struct request *r, int i)
+{
+    adapter_release(&r->adapter[i]);
+    memmove(&r->adapter[i], &r->adapter[i + 1],
+            (size_t)(--r->n_adapter - i) * sizeof r->adapter[0]);
+}
+
+void request_drop_named(struct request *r)
+{
+    for (int i = r->n_adapter; i-- > 0;)
+        if (r->adapter[i].in_prompt)
+            drop(r, i);
+}
+
+/* The last adapter replaces those of the same file that came with a picture: they have their hash. */
+static void drop_older(struct request *r)
+{
+    for (int i = r->n_adapter - 1; i-- > 0;)
+        if (*r->adapter[i].sha256 && !r->adapter[i].in_prompt &&
+            !strcmp(r->adapter[i].path, r->adapter[r->n_adapter - 1].path))
+            drop(r, i);
+}
+
 int request_add_adapter(struct request *r, const char *text, struct err *err)
 {
     struct request_adapter *a = add(r, err);
@@ -164,7 +203,7 @@ int request_add_adapter(struct request *r, const char *text, struct err *err)
            last_pair(text, n, &n, &equals))
         strength = 1;
     if (rc == 0 && !a->path)
-        return err_set(err, ERR_IO, "%.*s: no such adapter file", (int)n, text);
+        return no_such_adapter(text, n, err);
     a->unet = a->te = strength;
     while (rc == 0 && text[n] == ',') {
         const char *pair = text + n + 1, *eq = strchr(pair, '=');
@@ -172,6 +211,8 @@ int request_add_adapter(struct request *r, const char *text, struct err *err)
         rc = set_key(a, pair, nk, eq ? eq + 1 : "", eq ? len - nk - 1 : 0, err);
         n += len + 1;
     }
+    if (rc == 0)
+        drop_older(r);
     return rc;
 }
 
@@ -185,40 +226,75 @@ int request_add_named(struct request *r, const char *name, double te, double une
     a->in_prompt = true;
     a->path = find_file(name, strlen(name));
     if (!a->path)
-        return err_set(err, ERR_IO, "<lora:%.200s>: no such adapter file", name);
+        return no_such_adapter(name, strlen(name), err);
     return request_set(&a->ref, name, err);
 }
 
 /* ---- the weft chunk -------------------------------------------------------------------------- */
 
-/* Every plain setting once: its key, its type, its place. */
-enum field_kind { FIELD_TEXT, FIELD_INT, FIELD_NUMBER, FIELD_BOOL };
+#define CHUNK_FORMAT 1
+
+/* Every plain setting once: its key, its type, its place, and where the least and most are. */
+enum field_kind { FIELD_TEXT, FIELD_INT, FIELD_U64, FIELD_NUMBER, FIELD_BOOL, FIELD_HASH };
 struct field {
-    const char *key;
+    const char *key, *option;
     enum field_kind kind;
     size_t at;
+    double min, max;
 };
-#define FIELD(name, kind)                                                                          \
-    {                                                                                              \
-#name, kind, offsetof(struct request, name)                                                \
-    }
+#define AT(name) offsetof(struct request, name)
 static const struct field fields[] = {
-    FIELD(model, FIELD_TEXT),   FIELD(prompt, FIELD_TEXT),   FIELD(negative, FIELD_TEXT),
-    FIELD(steps, FIELD_INT),    FIELD(clip_skip, FIELD_INT), FIELD(tile, FIELD_INT),
-    FIELD(cfg, FIELD_NUMBER),   FIELD(eta, FIELD_NUMBER),    FIELD(denoise, FIELD_NUMBER),
-    FIELD(sampler, FIELD_TEXT), FIELD(schedule, FIELD_TEXT), FIELD(rng, FIELD_TEXT),
-    FIELD(init, FIELD_TEXT),    FIELD(fold, FIELD_BOOL),
+    {"model", NULL, FIELD_TEXT, AT(model), 0, 0},
+    {"model_sha256", NULL, FIELD_HASH, AT(model_sha256), 0, 0},
+    {"prompt", NULL, FIELD_TEXT, AT(prompt), 0, 0},
+    {"negative", NULL, FIELD_TEXT, AT(negative), 0, 0},
+    {"seed", "seed", FIELD_U64, AT(seed), 0, 0},
+    {"width", "size", FIELD_INT, AT(size[0]), 0, 65536},
+    {"height", "size", FIELD_INT, AT(size[1]), 0, 65536},
+    {"steps", "steps", FIELD_INT, AT(steps), 1, 1000},
+    {"cfg", "cfg", FIELD_NUMBER, AT(cfg), -100, 100},
+    {"sampler", NULL, FIELD_TEXT, AT(sampler), 0, 0},
+    {"schedule", NULL, FIELD_TEXT, AT(schedule), 0, 0},
+    {"eta", "eta", FIELD_NUMBER, AT(eta), 0, 1},
+    {"clip_skip", "clip-skip", FIELD_INT, AT(clip_skip), 1, 100},
+    {"rng", NULL, FIELD_TEXT, AT(rng), 0, 0},
+    {"init", NULL, FIELD_TEXT, AT(init), 0, 0},
+    {"init_sha256", NULL, FIELD_HASH, AT(init_sha256), 0, 0},
+    {"denoise", "denoise", FIELD_NUMBER, AT(denoise), 0, 1},
+    {"tile", "tile", FIELD_INT, AT(tile), 0, 4096},
+    {"fold", NULL, FIELD_BOOL, AT(fold), 0, 0},
 };
 #define N_FIELDS (sizeof fields / sizeof *fields)
 
+static const void *place(const struct request *r, const struct field *f)
+{
+    return (const char *)r + f->at;
+}
+
+int request_check(const struct request *r, struct err *err)
+{
+    for (size_t i = 0; i < N_FIELDS; i++) {
+        const struct field *f = &fields[i];
+        if (f->kind != FIELD_INT && f->kind != FIELD_NUMBER)
+            continue;
+        double v = f->kind == FIELD_INT ? *(const int *)place(r, f) : *(const double *)place(r, f);
+        if (!(v >= f->min && v <= f->max))
+            return err_set(err, ERR_ARG, "--%s takes %g to %g, not %g", f->option, f->min, f->max,
+                           v);
+    }
+    return 0;
+}
+
 static json_t *field_json(const struct request *r, const struct field *f)
 {
-    const void *p = (const char *)r + f->at;
+    const void *p = place(r, f);
     switch (f->kind) {
     case FIELD_TEXT: return *(char *const *)p ? json_string(*(char *const *)p) : json_null();
     case FIELD_INT: return json_integer(*(const int *)p);
+    case FIELD_U64: return json_integer((json_int_t) * (const uint64_t *)p);
     case FIELD_NUMBER: return json_real(*(const double *)p);
     case FIELD_BOOL: return json_boolean(*(const bool *)p);
+    case FIELD_HASH: return json_string(p);
     }
     return NULL;
 }
@@ -232,14 +308,11 @@ static json_t *adapter_json(const struct request_adapter *a)
 
 char *request_to_json(const struct request *r, struct err *err)
 {
-    json_t *root = json_object(), *list = json_array();
+    json_t *root = json_pack("{s:s, s:i}", "weft", WEFT_VERSION, "format", CHUNK_FORMAT);
+    json_t *list = json_array();
     char *text = NULL;
     int bad = !root || !list;
 
-    bad = bad || json_object_set_new(root, "weft", json_string(WEFT_VERSION));
-    bad = bad || json_object_set_new(root, "seed", json_integer((json_int_t)r->seed));
-    bad = bad || json_object_set_new(root, "width", json_integer(r->size[0]));
-    bad = bad || json_object_set_new(root, "height", json_integer(r->size[1]));
     for (size_t i = 0; i < N_FIELDS && !bad; i++)
         bad = json_object_set_new(root, fields[i].key, field_json(r, &fields[i]));
     for (int i = 0; i < r->n_adapter && !bad; i++)
@@ -249,23 +322,49 @@ char *request_to_json(const struct request *r, struct err *err)
     json_decref(list);
     json_decref(root);
     if (!text)
-        err_set(err, ERR_ARG, "the settings cannot be written as JSON: a text is not valid UTF-8");
+        err_set(err, ERR_ARG,
+                "the settings cannot be kept in the picture: the prompt or a file's name is not "
+                "valid UTF-8");
     return text;
+}
+
+/* A SHA-256 in hex, or "". */
+static bool is_hash(const char *s)
+{
+    size_t n = s ? strlen(s) : 1;
+    return n == 0 || (n == HASH_HEX - 1 && strspn(s, "0123456789abcdef") == n);
+}
+
+static bool field_is(const struct field *f, const json_t *v)
+{
+    json_int_t i = json_integer_value(v);
+    switch (f->kind) {
+    case FIELD_TEXT: return json_is_string(v) || json_is_null(v);
+    case FIELD_INT: return json_is_integer(v) && i >= f->min && i <= f->max;
+    case FIELD_U64: return json_is_integer(v) && i >= 0;
+    case FIELD_NUMBER:
+        return json_is_number(v) && json_number_value(v) >= f->min &&
+               json_number_value(v) <= f->max;
+    case FIELD_BOOL: return json_is_boolean(v);
+    case FIELD_HASH: return json_is_string(v) && is_hash(json_string_value(v));
+    }
+    return false;
 }
 
 static int field_read(struct request *r, const struct field *f, const json_t *v, struct err *err)
 {
     void *p = (char *)r + f->at;
-    if (f->kind == FIELD_TEXT && (json_is_string(v) || json_is_null(v)))
-        return request_set(p, json_string_value(v), err);
-    if (f->kind == FIELD_INT && json_is_integer(v))
-        *(int *)p = (int)json_integer_value(v);
-    else if (f->kind == FIELD_NUMBER && json_is_number(v))
-        *(double *)p = json_number_value(v);
-    else if (f->kind == FIELD_BOOL && json_is_boolean(v))
-        *(bool *)p = json_is_true(v);
-    else if (v)
-        return err_set(err, ERR_FORMAT, "its weft chunk has a damaged '%s'", f->key);
+    if (!v || !field_is(f, v))
+        return err_set(err, ERR_FORMAT, "its weft chunk has %s '%s'", v ? "a damaged" : "no",
+                       f->key);
+    switch (f->kind) {
+    case FIELD_TEXT: return request_set(p, json_string_value(v), err);
+    case FIELD_INT: *(int *)p = (int)json_integer_value(v); break;
+    case FIELD_U64: *(uint64_t *)p = (uint64_t)json_integer_value(v); break;
+    case FIELD_NUMBER: *(double *)p = json_number_value(v); break;
+    case FIELD_BOOL: *(bool *)p = json_is_true(v); break;
+    case FIELD_HASH: strcpy(p, json_string_value(v)); break;
+    }
     return 0;
 }
 
@@ -276,36 +375,47 @@ static int adapter_read(struct request *r, json_t *v, struct err *err)
     int in_prompt = 0;
     if (!a)
         return ERR_NOMEM;
-    if (json_unpack(v, "{s:s, s:s, s:s, s:F, s:F, s:i, s:i, s:b}", "ref", &ref, "file", &file,
+    if (json_unpack(v, "{s:s, s:s, s:s, s:F, s:F, s:i, s:i, s:b!}", "ref", &ref, "file", &file,
                     "data_sha256", &sha, "unet", &a->unet, "te", &a->te, "from", &a->from, "to",
-                    &a->to, "in_prompt", &in_prompt))
+                    &a->to, "in_prompt", &in_prompt) ||
+        !*sha || !is_hash(sha) || a->from < 0 || a->to < 0)
         return err_set(err, ERR_FORMAT, "its weft chunk has a damaged adapter");
     a->in_prompt = in_prompt;
-    snprintf(a->sha256, sizeof a->sha256, "%s", sha);
+    strcpy(a->sha256, sha);
     int rc = request_set(&a->ref, ref, err);
     return rc < 0 ? rc : request_set(&a->path, file, err);
+}
+
+static int chunk_read(struct request *r, json_t *root, struct err *err)
+{
+    json_t *list = json_object_get(root, "adapters"), *v;
+    json_int_t format = json_integer_value(json_object_get(root, "format"));
+    size_t i;
+    int rc = 0;
+
+    if (format != CHUNK_FORMAT)
+        return err_set(err, ERR_UNSUPPORTED,
+                       "its weft chunk has format %lld, this weft reads format %d",
+                       (long long)format, CHUNK_FORMAT);
+    for (i = 0; i < N_FIELDS && rc == 0; i++)
+        rc = field_read(r, &fields[i], json_object_get(root, fields[i].key), err);
+    /* "weft", "format", "adapters", and the fields */
+    if (rc == 0 && (!json_is_array(list) || json_object_size(root) != N_FIELDS + 3))
+        rc = err_set(err, ERR_FORMAT, "its weft chunk has no list of adapters, or unknown keys");
+    json_array_foreach(list, i, v)
+    {
+        rc = rc < 0 ? rc : adapter_read(r, v, err);
+    }
+    return rc;
 }
 
 int request_from_json(struct request *r, const char *text, struct err *err)
 {
     json_error_t je;
-    json_t *root = json_loads(text, JSON_REJECT_DUPLICATES, &je), *v;
-    size_t i;
-    int rc = 0;
-
-    if (!json_is_object(root)) {
-        json_decref(root);
-        return err_set(err, ERR_FORMAT, "its weft chunk is not JSON: %s", je.text);
-    }
-    for (i = 0; i < N_FIELDS && rc == 0; i++)
-        rc = field_read(r, &fields[i], json_object_get(root, fields[i].key), err);
-    r->seed = (uint64_t)json_integer_value(json_object_get(root, "seed"));
-    r->size[0] = (int)json_integer_value(json_object_get(root, "width"));
-    r->size[1] = (int)json_integer_value(json_object_get(root, "height"));
-    json_array_foreach(json_object_get(root, "adapters"), i, v)
-    {
-        rc = rc < 0 ? rc : adapter_read(r, v, err);
-    }
+    json_t *root = json_loads(text, JSON_REJECT_DUPLICATES, &je);
+    int rc = json_is_object(root)
+                 ? chunk_read(r, root, err)
+                 : err_set(err, ERR_FORMAT, "its weft chunk is not a JSON object: %s", je.text);
     json_decref(root);
     return rc;
 }
@@ -324,28 +434,30 @@ static const char *a1111_sampler(const char *name)
     return name;
 }
 
-static const char *stem(const char *path, int *len)
+/* A value as A1111 writes it: in JSON's quotes where it holds a sign that ends values. */
+static void put_value(FILE *f, const char *text)
 {
-    const char *slash = strrchr(path, '/'), *s = slash ? slash + 1 : path;
-    const char *end = strstr(s, ".safetensors");
-    *len = end ? (int)(end - s) : (int)strlen(s);
-    return s;
+    json_t *s = strpbrk(text, ",:\"\n") ? json_string(text) : NULL;
+    char *quoted = s ? json_dumps(s, JSON_ENCODE_ANY) : NULL;
+    fputs(quoted ? quoted : text, f);
+    free(quoted);
+    json_decref(s);
 }
 
 /* The prompt, with a tag for each adapter it does not name itself. */
 static void put_prompt(FILE *f, const struct request *r)
 {
-    int n;
     fputs(r->prompt, f);
     for (int i = 0; i < r->n_adapter; i++) {
         const struct request_adapter *a = &r->adapter[i];
-        const char *s = stem(a->path, &n);
-        if (a->in_prompt)
+        char *name = a->in_prompt ? NULL : file_stem(a->path);
+        if (!name)
             continue;
-        fprintf(f, " <lora:%.*s:%g", n, s, a->te);
+        fprintf(f, " <lora:%s:%g", name, a->te);
         if (a->unet != a->te)
             fprintf(f, ":%g", a->unet);
         fputc('>', f);
+        free(name);
     }
     if (r->negative && *r->negative)
         fprintf(f, "\nNegative prompt: %s", r->negative);
@@ -353,13 +465,20 @@ static void put_prompt(FILE *f, const struct request *r)
 
 static void put_hashes(FILE *f, const struct request *r)
 {
-    int n;
+    char *list = NULL;
+    size_t size = 0;
+    FILE *m = r->n_adapter ? open_memstream(&list, &size) : NULL;
+    if (!m)
+        return;
     for (int i = 0; i < r->n_adapter; i++) {
-        const char *s = stem(r->adapter[i].path, &n);
-        fprintf(f, "%s%.*s: %.12s", i ? ", " : ", Lora hashes: \"", n, s, r->adapter[i].sha256);
+        char *name = file_stem(r->adapter[i].path);
+        fprintf(m, "%s%s: %.12s", i ? ", " : "", name ? name : "", r->adapter[i].sha256);
+        free(name);
     }
-    if (r->n_adapter)
-        fputc('"', f);
+    fclose(m);
+    fputs(", Lora hashes: ", f);
+    put_value(f, list);
+    free(list);
 }
 
 char *request_to_parameters(const struct request *r, const char *model_name,
@@ -376,8 +495,9 @@ char *request_to_parameters(const struct request *r, const char *model_name,
     fprintf(f, "\nSteps: %d, Sampler: %s", r->steps, a1111_sampler(sampler_name));
     if (r->schedule && !strcmp(r->schedule, "karras"))
         fputs(", Schedule type: Karras", f);
-    fprintf(f, ", CFG scale: %g, Seed: %llu, Size: %dx%d, Model: %s", r->cfg,
-            (unsigned long long)r->seed, r->size[0], r->size[1], model_name);
+    fprintf(f, ", CFG scale: %g, Seed: %llu, Size: %dx%d, Model: ", r->cfg,
+            (unsigned long long)r->seed, r->size[0], r->size[1]);
+    put_value(f, model_name);
     if (r->init)
         fprintf(f, ", Denoising strength: %g", r->denoise);
     if (r->clip_skip > 1)

@@ -7,7 +7,7 @@
 #define WEFT_REQUEST_H
 
 #include "unet/err.h"
-#include "unet/image.h"
+#include "unet/hash.h"
 
 #include <jansson.h>
 #include <stdbool.h>
@@ -15,9 +15,9 @@
 
 /* -a REF[:STRENGTH][,key=value...] or <lora:NAME:te:unet> */
 struct request_adapter {
-    char *ref;       /* as it was given */
-    char *path;      /* the file it means */
-    char sha256[65]; /* of its tensor data; "" until known */
+    char *ref;             /* as it was given */
+    char *path;            /* the file it means */
+    char sha256[HASH_HEX]; /* of its tensor data; "" until known */
     double unet, te;
     int from, to;
     bool in_prompt; /* the prompt itself names it */
@@ -37,6 +37,9 @@ struct request {
     char *rng;      /* "torch", "philox" */
     char *init;     /* picture to start from, or NULL */
     bool fold;
+    /* What they were when the picture was made, which a picture made after it must find again: the
+     * model's fingerprint and the SHA-256 of the file of init; "" where nothing is known. */
+    char model_sha256[HASH_HEX], init_sha256[HASH_HEX];
 };
 
 void request_init(struct request *r);
@@ -44,12 +47,20 @@ void request_release(struct request *r);
 /* *to = a copy of text, freeing what was there. */
 int request_set(char **to, const char *text, struct err *err);
 
-/* Adds an adapter from the text of -a. The longest beginning that names a file is the file. */
+/* Whether every number is one that can be used; the message names the option. */
+int request_check(const struct request *r, struct err *err);
+
+/* Adds an adapter from the text of -a. The longest beginning that names a file is the file. One of the
+ * same file that a picture brought along (r read by request_from_json) makes room for it. */
 int request_add_adapter(struct request *r, const char *text, struct err *err);
 /* The same from a <lora:…> in the prompt. */
 int request_add_named(struct request *r, const char *name, double te, double unet, struct err *err);
 
-/* The `weft` chunk: all of the above as JSON, and back. */
+/* Forgets the adapters that the prompt named. */
+void request_drop_named(struct request *r);
+
+/* The `weft` chunk: all of the above as JSON, and back. Only a chunk of this form is read: each key must be
+ * there and in range, and none besides. */
 char *request_to_json(const struct request *r, struct err *err);
 int request_from_json(struct request *r, const char *text, struct err *err);
 /* A1111's `parameters` text. */
