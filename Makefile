@@ -15,7 +15,7 @@ B      := build/$(CONFIG)
 
 WARN := -Wall -Wextra -Wpedantic -Wshadow -Wvla -Wwrite-strings -Wmissing-prototypes \
         -Wstrict-prototypes -fno-common $(if $(CI),-Werror)
-CPPFLAGS += -I. -D_GNU_SOURCE -DWEFT_PREFIX='"$(PREFIX)"' -MMD -MP
+DEFINES := -I. -D_GNU_SOURCE -DWEFT_PREFIX='"$(PREFIX)"' -MMD -MP
 LIBS     := -ldnnl -lpng -ljansson -lpcre2-8 -lutf8proc -lcrypto -lz -lm
 
 CFLAGS_release := -O2 -g
@@ -29,14 +29,14 @@ CC_check   := gcc
 CC_san     := gcc
 CC_fuzz    := clang
 CC         := $(CC_$(CONFIG))
-CFLAGS     += -std=c11 $(CFLAGS_$(CONFIG)) $(WARN) -fopenmp
-LDFLAGS    += $(CFLAGS_$(CONFIG)) -fopenmp
+# What must be there; a user's own CPPFLAGS, CFLAGS and LDFLAGS come behind it.
+FLAGS      := -std=c11 $(CFLAGS_$(CONFIG)) $(WARN) -fopenmp
 # The vector kernels are one source compiled for each instruction set; contraction is what fma is.
-$(B)/unet/cpu/kernels_%.o: CFLAGS += -O3 -ffp-contract=fast
+$(B)/unet/cpu/kernels_%.o: FLAGS += -O3 -ffp-contract=fast
 ifeq ($(shell uname -m),x86_64)
-$(B)/unet/cpu/kernels_avx512.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c \
+$(B)/unet/cpu/kernels_avx512.o: FLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c \
                                           -mprefer-vector-width=512
-$(B)/unet/cpu/kernels_avx2.o: CFLAGS += -mavx2 -mfma -mf16c
+$(B)/unet/cpu/kernels_avx2.o: FLAGS += -mavx2 -mfma -mf16c
 endif
 
 LIB_SRC  := $(wildcard unet/*.c unet/cpu/*.c store/*.c retrieve/*.c compose/*.c)
@@ -59,7 +59,7 @@ all: $(WEFT)
 
 $(WEFT): $(CLI_OBJ) $(B)/libweft.a
 	$(call say,LD)
-	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
+	$(CC) $(FLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 $(B)/libweft.a: $(LIB_OBJ)
 	$(call say,AR)
@@ -68,12 +68,12 @@ $(B)/libweft.a: $(LIB_OBJ)
 
 $(TESTS): $(TEST_OBJ) $(B)/libweft.a
 	$(call say,LD)
-	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS) -lcriterion
+	$(CC) $(FLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) -lcriterion
 
 $(B)/%.o: %.c Makefile
 	$(call say,CC)
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
+	$(CC) $(DEFINES) $(FLAGS) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
 
 -include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_OBJ:.o=.d)
 
@@ -118,7 +118,7 @@ FUZZ_SRC := $(wildcard tests/fuzz/*.c)
 fuzz-build: $(FUZZ_SRC:tests/fuzz/%.c=$(B)/%)
 $(B)/fuzz_%: $(B)/tests/fuzz/fuzz_%.o $(B)/libweft.a
 	$(call say,LD)
-	$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS)
+	$(CC) $(FLAGS) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS)
 
 .PHONY: bench
 bench: all
