@@ -16,7 +16,7 @@ B      := build/$(CONFIG)
 WARN := -Wall -Wextra -Wpedantic -Wshadow -Wvla -Wwrite-strings -Wmissing-prototypes \
         -Wstrict-prototypes -fno-common $(if $(CI),-Werror)
 DEFINES := -I. -D_GNU_SOURCE -DWEFT_PREFIX='"$(PREFIX)"' -MMD -MP
-LIBS     := -ldnnl -lpng -ljansson -lpcre2-8 -lutf8proc -lcrypto -lz -lm
+LIBS     := -ldnnl -llapack -lpng -ljansson -lpcre2-8 -lutf8proc -lcrypto -lz -lm
 
 CFLAGS_release := -O2 -g
 CFLAGS_san     := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all \

@@ -4,6 +4,7 @@
 
 #include "compose/generate.h"
 #include "store/adapter.h"
+#include "store/format.h"
 #include "unet/file.h"
 
 #include <assert.h>
@@ -303,7 +304,8 @@ static int open_adapter(struct render *d, int i, struct err *err)
         return err_set(err, ERR_MISMATCH,
                        "%s: not the file the picture was made with (its weights differ)", ra->path);
     memcpy(ra->sha256, f->data_sha256, sizeof ra->sha256);
-    rc = adapter_bind(&d->adapter[i], d->dev, &d->model->sites, &f->list, f->name, &report, err);
+    rc = adapter_bind(&d->adapter[i], d->dev, &d->model->sites, &f->list, f->name, d->r.fold,
+                      &report, err);
     if (rc < 0)
         err_prefix(err, "%s", ra->path);
     if (rc == 0)

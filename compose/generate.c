@@ -308,6 +308,8 @@ static size_t weight_bytes(const struct generator *g)
 {
     size_t n = 0;
     for (int i = 0; i < g->m->sites.n; i++) {
+        if (!g->m->sites.at[i].layer)
+            continue;
         size_t one = array_count(&g->m->sites.at[i].layer->w) * sizeof(float);
         bool folded =
             (g->fold_unet && g->fold_unet->at[i]) || (g->fold_text && g->fold_text->at[i]);

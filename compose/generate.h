@@ -16,7 +16,7 @@
 #ifndef WEFT_GENERATE_H
 #define WEFT_GENERATE_H
 
-#include "unet/delta.h"
+#include "unet/bind.h"
 #include "unet/image.h"
 #include "unet/model.h"
 #include "unet/prompt.h"

@@ -1,5 +1,7 @@
 #include "adapter.h"
 
+#include "format.h"
+
 #include "unet/file.h"
 #include "unet/hash.h"
 
@@ -7,24 +9,34 @@
 #include <stdlib.h>
 #include <string.h>
 
-extern const struct adapter_format adapter_format_lora;
+extern const struct adapter_format adapter_format_lora, adapter_format_loha, adapter_format_lokr,
+    adapter_format_full, adapter_format_ia3, adapter_format_glora, adapter_format_oft,
+    adapter_format_shira;
 
-static const struct adapter_format *const formats[] = {&adapter_format_lora, NULL};
+static const struct adapter_format *const formats[] = {
+    &adapter_format_lora, &adapter_format_loha,  &adapter_format_lokr, &adapter_format_full,
+    &adapter_format_ia3,  &adapter_format_glora, &adapter_format_oft,  &adapter_format_shira,
+};
+#define N_FORMAT (sizeof formats / sizeof *formats)
 
 /* Pieces of keys that say which kind of adapter a file is, of those that weft cannot use. */
 static const char *const kinds[][2] = {
-    {"hada_", "LoHa"},
-    {"lokr_", "LoKr"},
-    {"dora_scale", "DoRA"},
-    {"lora_magnitude_vector", "DoRA"},
-    {"lora_mid", "LoCon with a middle factor"},
-    {"boft_", "BOFT"},
-    {"oft_", "OFT"},
-    {"ia3_", "IA3"},
-    {".on_input", "IA3"},
-    {"shira_", "SHiRA"},
+    {"lora_controlnet", "a ControlNet as a LoRA, which steers by a picture"},
     {"lora_E", "AdaLoRA"},
     {"vera_", "VeRA"},
+    {"randlora_", "RandLoRA"},
+    {"miss_block", "MiSS"},
+    {"bone_block", "Bone"},
+    {"hra_u", "HRA"},
+    {"fourierft_", "FourierFT"},
+    {"vblora_", "VB-LoRA"},
+    {"c3a_", "C3A"},
+    {"hira_", "HiRA"},
+    {"delora_", "DeLoRA"},
+    {"glora_", "PEFT's GLoRA"},
+    {"oft_r", "an OFT of an early PEFT"},
+    {"set_weight", "one that replaces weights"},
+    {"bias_indices", "one with sparse biases"},
     {"emb_params", "textual inversion"},
 };
 
@@ -40,20 +52,6 @@ int adapter_refuse_kind(const char *kind, const char *path, const char *key, str
 {
     return err_set(err, ERR_UNSUPPORTED, "%s: this is %s ('%.160s'), which weft cannot use yet",
                    path, kind, key);
-}
-
-static const struct adapter_format *recognise(const struct safetensors *st)
-{
-    const struct adapter_format *best = NULL;
-    int most = 0;
-    for (int i = 0; formats[i]; i++) {
-        int n = formats[i]->claims(st);
-        if (n > most) {
-            most = n;
-            best = formats[i];
-        }
-    }
-    return best;
 }
 
 /* What a file is that no importer takes. */
@@ -74,11 +72,62 @@ static int unknown(const struct safetensors *st, const char *path, struct err *e
                    safetensors_name(st, 0));
 }
 
+/* One module through every family that has parts in it; all of its parts must be used. */
+static int import_module(const struct module *m, const struct peft *peft, struct delta_list *list,
+                         int *uses, struct err *err)
+{
+    uint64_t present = 0, used = 0;
+    for (int p = 0; p < PART_COUNT; p++)
+        present |= m->part[p] ? PART_BIT(p) : 0;
+    for (size_t i = 0; i < N_FORMAT; i++) {
+        if (!(present & formats[i]->parts))
+            continue;
+        int rc = formats[i]->import(m, peft, list, err);
+        if (rc < 0)
+            return rc;
+        used |= formats[i]->parts | formats[i]->shared;
+        uses[i]++;
+    }
+    if (!used)
+        return err_set(err, ERR_FORMAT, "has only alpha and none of its factors");
+    if (present & ~used)
+        return err_set(err, ERR_UNSUPPORTED, "has a part that does not go with its other parts");
+    return 0;
+}
+
+static bool known(const struct safetensors *st)
+{
+    for (size_t i = 0; i < safetensors_count(st); i++)
+        if (module_knows(safetensors_name(st, i)))
+            return !safetensors_find(st, "conv_in.weight") &&
+                   !safetensors_find(st, "model.diffusion_model.out.2.weight");
+    return false;
+}
+
 int adapter_import(const struct safetensors *st, const char *path, struct delta_list *list,
                    const struct adapter_format **format, const char **style, struct err *err)
 {
-    *format = recognise(st);
-    return *format ? (*format)->import(st, path, list, style, err) : unknown(st, path, err);
+    struct modules m = {NULL, 0};
+    struct peft peft = {NULL, false};
+    int uses[N_FORMAT] = {0}, best = 0;
+
+    if (!known(st))
+        return unknown(st, path, err);
+    int rc = modules_read(&m, st, path, err);
+    rc = rc < 0 ? rc : peft_open(&peft, st, path, err);
+    rc = rc < 0 ? rc : peft_check(&peft, path, err);
+    for (int i = 0; i < m.n && rc == 0; i++) {
+        rc = import_module(&m.at[i], &peft, list, uses, err);
+        if (rc < 0)
+            err_prefix(err, "%s: %s", path, m.at[i].site);
+    }
+    for (size_t i = 0; i < N_FORMAT; i++)
+        best = uses[i] > uses[best] ? (int)i : best;
+    *format = formats[best];
+    *style = m.n ? m.at[0].style : "";
+    peft_close(&peft);
+    modules_release(&m);
+    return rc;
 }
 
 int adapter_file_open(struct adapter_file **out, const char *path, struct err *err)

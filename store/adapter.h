@@ -2,7 +2,7 @@
  *
  * An importer only translates: names of weights become diffusers' site names, tensors become terms of
  * the delta algebra (unet/delta.h). The runtime never knows a file format. A family of formats is one
- * const struct adapter_format, listed in one array in adapter.c.
+ * const struct adapter_format (format.h), listed in one array in adapter.c; a file may hold several.
  *
  *     struct adapter_file *f;
  *     adapter_file_open(&f, "ghibli.safetensors", &err);
@@ -13,26 +13,17 @@
 #ifndef WEFT_ADAPTER_H
 #define WEFT_ADAPTER_H
 
-#include "unet/delta.h"
+#include "unet/bind.h"
 #include "unet/hash.h"
 #include "unet/safetensors.h"
 
-struct adapter_format {
-    const char *name; /* "lora" */
-    const char *about;
-    /* How many of the file's arrays this format would take. The most wins. */
-    int (*claims)(const struct safetensors *st);
-    /* Fills in list (and style, which is how the keys are spelt). Every array must be used. `path` is
-     * for configs beside the file and for messages. */
-    int (*import)(const struct safetensors *st, const char *path, struct delta_list *list,
-                  const char **style, struct err *err);
-};
+struct adapter_format; /* format.h: a family of formats */
 
 struct adapter_file {
     char *path, *name; /* name: the file's stem */
     struct safetensors *st;
-    const struct adapter_format *format;
-    const char *style; /* "kohya", "peft", "diffusers" */
+    const struct adapter_format *format; /* that of most of its weights */
+    const char *style;                   /* "kohya", "peft", "diffusers", "lycoris" */
     struct delta_list list;
     char data_sha256[HASH_HEX]; /* of the tensor data: AutoV3 is its first 12 digits */
 };

@@ -1,5 +1,6 @@
 /* Adapter files in three key styles against peft (tests/golden/lora.py), as side branches and folded;
  * taking them away; files that do not fit or are damaged. */
+#include "shared.h"
 #include "store/adapter.h"
 #include "store/site_name.h"
 #include "unet/file.h"
@@ -100,8 +101,8 @@ static struct adapter *bound(struct fixture *f, const char *path, struct adapter
     struct adapter *a = NULL;
     struct err err;
     cr_assert_eq(adapter_file_open(file, path, &err), 0, "%s", err.msg);
-    cr_assert_eq(adapter_bind(&a, f->dev, &f->m->sites, &(*file)->list, "a", &report, &err), 0,
-                 "%s", err.msg);
+    cr_assert_eq(adapter_bind(&a, f->dev, &f->m->sites, &(*file)->list, "a", false, &report, &err),
+                 0, "%s", err.msg);
     cr_expect_eq(report.n, 0, "%s: %s", path, report.n ? report.line[0] : "");
     bind_report_release(&report);
     return a;
@@ -236,6 +237,37 @@ Test(site_name, spellings)
          "text_encoder.text_model.encoder.layers.3.self_attn.q_proj"},
         {"text_encoder.encoder.layers.3.mlp.fc2",
          "text_encoder.text_model.encoder.layers.3.mlp.fc2"},
+        /* Stable Diffusion's first code and SDXL's */
+        {"lora_unet_input_blocks_0_0", "unet.conv_in"},
+        {"lora_unet_input_blocks_1_0_in_layers_2", "unet.down_blocks.0.resnets.0.conv1"},
+        {"lora_unet_input_blocks_3_0_op", "unet.down_blocks.0.downsamplers.0.conv"},
+        {"lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_k",
+         "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k"},
+        {"lora_unet_input_blocks_8_0_emb_layers_1", "unet.down_blocks.2.resnets.1.time_emb_proj"},
+        {"lora_unet_middle_block_1_proj_in", "unet.mid_block.attentions.0.proj_in"},
+        {"lora_unet_middle_block_2_out_layers_3", "unet.mid_block.resnets.1.conv2"},
+        {"lora_unet_output_blocks_2_1_conv", "unet.up_blocks.0.upsamplers.0.conv"},
+        {"lora_unet_output_blocks_2_2_conv", "unet.up_blocks.0.upsamplers.0.conv"},
+        {"lora_unet_output_blocks_5_1_transformer_blocks_1_ff_net_0_proj",
+         "unet.up_blocks.1.attentions.2.transformer_blocks.1.ff.net.0.proj"},
+        {"lora_unet_output_blocks_11_0_skip_connection",
+         "unet.up_blocks.3.resnets.2.conv_shortcut"},
+        {"lora_unet_time_embed_0", "unet.time_embedding.linear_1"},
+        {"lora_unet_label_emb_0_2", "unet.add_embedding.linear_2"},
+        {"lora_unet_out_2", "unet.conv_out"},
+        {"model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_v",
+         "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"},
+        {"diffusion_model.middle_block.0.in_layers.0", "unet.mid_block.resnets.0.norm1"},
+        {"lora_te2_text_model_encoder_layers_31_mlp_fc2",
+         "text_encoder_2.text_model.encoder.layers.31.mlp.fc2"},
+        {"lora_te1_text_model_encoder_layers_0_self_attn_k_proj",
+         "text_encoder.text_model.encoder.layers.0.self_attn.k_proj"},
+        {"lora_te2_text_projection", "text_encoder_2.text_projection"},
+        {"lycoris_mid_block_resnets_0_conv1", "unet.mid_block.resnets.0.conv1"},
+        {"lora_prior_unet_conv_in", "unet.conv_in"},
+        {"lora.lora_unet_conv_in", "unet.conv_in"},
+        {"cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1",
+         "text_encoder.text_model.encoder.layers.0.mlp.fc1"},
     };
     char out[256];
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
@@ -252,7 +284,9 @@ Test(site_name, refuses_what_it_does_not_know)
                                       "lora_unet_a_",
                                       "foo.bar",
                                       "transformer.blocks.0.attn.to_q",
-                                      "lora_te1_x"};
+                                      "lora_unet_input_blocks_0_1_to_q",
+                                      "lora_unet_output_blocks_1_7",
+                                      "lora_unet_middle_block_1"};
     char out[256], small[20], big[2000];
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         cr_expect(!site_name(out, sizeof out, bad[i], strlen(bad[i])), "%s", bad[i]);
@@ -260,6 +294,55 @@ Test(site_name, refuses_what_it_does_not_know)
     memcpy(big, "lora_unet_", 10);
     cr_expect(!site_name(out, sizeof out, big, sizeof big));
     cr_expect(!site_name(small, sizeof small, "lora_unet_mid_block_resnets_0_conv1", 35));
+}
+
+/* Fills `set` with the first column of a list, cut before its last ".": one line a name. */
+static char *names_of(const char *list)
+{
+    char path[300], line[600], *set = calloc(1, 4 << 20), *at = set;
+    shared_path(path, sizeof path, list);
+    FILE *f = fopen(path, "r");
+    cr_assert(f, "%s", path);
+    at += sprintf(at, "\n");
+    while (fgets(line, sizeof line, f)) {
+        line[strcspn(line, "\t\n")] = 0;
+        char *dot = strrchr(line, '.');
+        at += sprintf(at, "%.*s\n", dot ? (int)(dot - line) : 0, line);
+    }
+    fclose(f);
+    return set;
+}
+
+/* Every weight that a real SDXL adapter names in the old way is one that SDXL has. */
+Test(site_name, a_real_sdxl_adapter)
+{
+    static const char *const part[][2] = {
+        {"unet.", "vectors/keys/sdxl_unet_diffusers.tsv"},
+        {"text_encoder.", "vectors/keys/sdxl_text_encoder_diffusers.tsv"},
+        {"text_encoder_2.", "vectors/keys/sdxl_text_encoder_2_diffusers.tsv"}};
+    char path[300], line[600], out[256], want[300];
+    shared_path(path, sizeof path, "vectors/keys/lora_kohya_sdxl_alien_style.tsv");
+    char *has[3];
+    int count[3] = {0};
+    for (int i = 0; i < 3; i++)
+        has[i] = names_of(part[i][1]);
+    FILE *f = fopen(path, "r");
+    while (fgets(line, sizeof line, f)) {
+        size_t n = strcspn(line, ".");
+        cr_assert(site_name(out, sizeof out, line, n), "%.*s", (int)n, line);
+        for (int i = 0; i < 3; i++) {
+            if (strncmp(out, part[i][0], strlen(part[i][0])))
+                continue;
+            snprintf(want, sizeof want, "\n%s\n", out + strlen(part[i][0]));
+            cr_expect(strstr(has[i], want), "%s is no weight of SDXL", out);
+            count[i]++;
+        }
+    }
+    fclose(f);
+    cr_expect(count[0] > 1000 && count[1] > 100 && count[2] > 100, "%d %d %d", count[0], count[1],
+              count[2]);
+    for (int i = 0; i < 3; i++)
+        free(has[i]);
 }
 
 /* Every module name of a real kohya SD 1.5 adapter's key list is one that the model would have. */
@@ -323,7 +406,7 @@ static void expect_refused(const char *const *name, const uint64_t (*dim)[2], in
     fixture_open(&f);
     int rc = adapter_file_open(&file, path, &err);
     if (rc == 0)
-        rc = adapter_bind(&a, f.dev, &f.m->sites, &file->list, "x", &report, &err);
+        rc = adapter_bind(&a, f.dev, &f.m->sites, &file->list, "x", false, &report, &err);
     cr_expect_eq(rc, code, "'%s' for: %s", rc ? err.msg : "accepted", words);
     cr_expect(rc == 0 || strstr(err.msg, words), "message was: %s", err.msg);
     adapter_free(a);
@@ -353,9 +436,11 @@ Test(lora, refusals)
     const uint64_t four[][2] = {{2, 16}, {16, 2}, {2, 16}, {16, 2}};
     expect_refused(twice, four, 4, 1, ERR_FORMAT, "twice");
     const char *hada[] = {Q ".lora_down.weight", Q ".hada_w1_a"};
-    expect_refused(hada, good, 2, 1, ERR_UNSUPPORTED, "LoHa");
+    expect_refused(hada, good, 2, 1, ERR_FORMAT, "only the down one");
     const char *odd[] = {Q ".lora_down.weight", Q ".sideways"};
-    expect_refused(odd, good, 2, 1, ERR_UNSUPPORTED, "no part of a LoRA");
+    expect_refused(odd, good, 2, 1, ERR_UNSUPPORTED, "no part of an adapter");
+    const char *vera[] = {Q ".lora_down.weight", Q ".vera_lambda_b"};
+    expect_refused(vera, good, 2, 1, ERR_UNSUPPORTED, "VeRA");
     const char *model[] = {"conv_in.weight", "conv_out.weight"};
     expect_refused(model, good, 2, 1, ERR_FORMAT, "a whole model");
     const char *strange[] = {"fish", "chips"};

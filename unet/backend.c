@@ -134,6 +134,9 @@ int norm_init(struct device *dev, struct norm *g, const char *name, int groups, 
     g->c = (int)array_count(gamma);
     g->groups = groups;
     g->eps = eps;
+    g->site = -1;
+    g->gamma_file = *gamma;
+    g->beta_file = *beta;
     g->gamma = device_floats(dev, gamma, name, err);
     if (g->gamma)
         g->beta = device_floats(dev, beta, name, err);

@@ -57,7 +57,9 @@ struct norm {
     int c;
     int groups; /* 0 for a layer norm */
     float eps;
+    int site;            /* index into the model's sites, -1 where no adapter can act */
     float *gamma, *beta; /* [c], in the device's memory as float32; owned */
+    struct array gamma_file, beta_file; /* the same as they were given; borrowed */
 };
 
 /* How an attention is masked: ordinary or each query sees keys up to its own place. */
@@ -125,6 +127,9 @@ struct backend {
     /* y = a * x + b; y may be x. */
     int (*affine)(struct device *dev, struct tensor *y, const struct tensor *x, double a, double b,
                   struct err *err);
+    /* y += s * (gain o h + shift), gain and shift [c] in device memory; y may be h. */
+    int (*gain)(struct device *dev, struct tensor *y, const struct tensor *h, double s,
+                const float *gain, const float *shift, struct err *err);
     /* y [.., a.c + b.c] = a beside b. */
     int (*concat)(struct device *dev, struct tensor *y, const struct tensor *a,
                   const struct tensor *b, struct err *err);

@@ -271,7 +271,9 @@ void source_close(struct source *s)
 
 /* ---- sites ----------------------------------------------------------------------------------- */
 
-static int sites_add(struct sites *s, enum component part, const char *name, struct layer *l)
+/* One of l and g. */
+static int sites_add(struct sites *s, enum component part, const char *name, struct layer *l,
+                     struct norm *g)
 {
     if (s->n == s->cap) {
         int cap = s->cap ? 2 * s->cap : 256;
@@ -286,11 +288,15 @@ static int sites_add(struct sites *s, enum component part, const char *name, str
     if (!full)
         return -1;
     snprintf(full, size, "%s.%s", component_names[part], name);
-    l->site = s->n;
+    if (l)
+        l->site = s->n;
+    else
+        g->site = s->n;
     struct site *site = &s->at[s->n++];
     site->name = full;
     site->part = part;
     site->layer = l;
+    site->norm = g;
     return 0;
 }
 
@@ -446,7 +452,7 @@ static void fill_layer(struct loader *ld, struct layer *l, const char *name, int
     l->name = component_names[ld->part];
     if (ld->err.code)
         return;
-    if (sites_add(ld->sites, ld->part, full_name(ld, name, "").s, l) < 0) {
+    if (sites_add(ld->sites, ld->part, full_name(ld, name, "").s, l, NULL) < 0) {
         loader_fail(ld, ERR_NOMEM, "out of memory for the model's sites");
         return;
     }
@@ -494,7 +500,9 @@ void loader_norm(struct loader *ld, struct norm *g, const char *name, int c, int
     find_array(ld, &beta, full_name(ld, name, ".bias").s, 1, &dim);
     if (!ld->err.code && norm_init(ld->dev, g, full.s, groups, eps, &gamma, &beta, &err) < 0)
         loader_fail(ld, err.code, "%s", err.msg);
-    g->name = component_names[ld->part];
+    if (!ld->err.code && sites_add(ld->sites, ld->part, full_name(ld, name, "").s, NULL, g) < 0)
+        loader_fail(ld, ERR_NOMEM, "out of memory for the model's sites");
+    g->name = ld->err.code ? component_names[ld->part] : ld->sites->at[g->site].name;
 }
 
 static bool ignored(const char *name, const char *const *ignore)

@@ -48,7 +48,8 @@ extern const char *const component_names[COMPONENT_COUNT];
 struct site {
     char *name; /* "unet.mid_block.attentions.0.proj_in"; owned */
     enum component part;
-    struct layer *layer; /* the model's */
+    struct layer *layer; /* the model's; or NULL, and */
+    struct norm *norm;   /* a norm */
 };
 struct sites {
     struct site *at;
@@ -64,7 +65,7 @@ void sites_release(struct sites *s);
 struct loader {
     struct device *dev;
     struct weights *weights;
-    struct sites *sites; /* every layer becomes one */
+    struct sites *sites; /* every layer and norm becomes one */
     enum component part;
     struct err err;
     char path[256]; /* where names are looked up, "mid_block.resnets.0." */

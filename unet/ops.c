@@ -1,8 +1,9 @@
 #include "ops.h"
 
-#include "delta.h"
+#include "bind.h"
 
 #include <assert.h>
+#include <stdlib.h>
 #include <string.h>
 
 void run_init(struct run *r, struct device *dev)
@@ -65,6 +66,7 @@ void run_release(struct run *r)
     if (r->dev)
         r->dev->be->free(r->dev, r->memory);
     arena_release(&r->plan);
+    free(r->norm);
     memset(r, 0, sizeof *r);
 }
 
@@ -151,39 +153,175 @@ static void one_layer(struct run *r, struct tensor *y, const struct layer *l,
         r->dev->be->layer_prepare(r->dev, y, l, x, accumulate, &r->err);
 }
 
-/* y += strength * scale * up(down(x)) on the branch's rows. */
-static void side_branch(struct run *r, struct tensor *y, const struct branch *b,
-                        const struct delta_branch *d, const struct tensor *x)
+/* y += s * up(down(x)), or s * down(x) where there is no up. */
+static void chain(struct run *r, struct tensor *y, const struct layer *down, const struct layer *up,
+                  const struct tensor *x, double s)
 {
-    int r0 = b->row0, n = b->row1 - b->row0;
-    struct tensor xs = tensor_rows(x, r0, n), ys = tensor_rows(y, r0, n);
     unsigned mark = run_mark(r);
-    struct tensor t = run_layer_tensor(r, &d->down, &xs);
-    const struct tensor *src = &t;
-    double scale = (double)b->strength * d->scale;
+    struct tensor t = run_layer_tensor(r, down, x);
+    const struct tensor *src[2] = {&t, y};
+    double coef[2] = {s, 1};
 
-    one_layer(r, &t, &d->down, &xs, false);
-    op_lincomb(r, &t, 1, &scale, &src, 0);
-    one_layer(r, &ys, &d->up, &t, true);
+    one_layer(r, &t, down, x, false);
+    if (up->out) {
+        op_lincomb(r, &t, 1, coef, src, 0);
+        one_layer(r, y, up, &t, true);
+    } else {
+        op_lincomb(r, y, 2, coef, src, 0);
+    }
+    run_pop(r, mark);
+}
+
+/* What the branches in force do at a site: the next bound delta after *b of branch *i, or NULL at the end.
+ * Begin with *i = -1. */
+static const struct bound *next_bound(const struct run *r, int site, int *i, const struct bound *b)
+{
+    if (site < 0)
+        return NULL;
+    if (b && b->next)
+        return b->next;
+    while (++*i < r->n_branch)
+        if (r->branch[*i].adapter->at[site] && r->branch[*i].strength != 0)
+            return r->branch[*i].adapter->at[site];
+    return NULL;
+}
+
+/* y += strength * (gain o h + shift) on each branch's rows. */
+static void add_gains(struct run *r, struct tensor *y, const struct tensor *h, int site)
+{
+    int i = -1;
+    for (const struct bound *b = next_bound(r, site, &i, NULL); b; b = next_bound(r, site, &i, b)) {
+        const struct branch *br = &r->branch[i];
+        if (!b->side.gain)
+            continue;
+        struct tensor ys = tensor_rows(y, br->row0, br->row1 - br->row0);
+        struct tensor hs = tensor_rows(h, br->row0, br->row1 - br->row0);
+        if (live(r))
+            r->dev->be->gain(r->dev, &ys, &hs, br->strength, b->side.gain, b->side.shift, &r->err);
+    }
+}
+
+static bool has_gain(const struct run *r, int site)
+{
+    int i = -1;
+    for (const struct bound *b = next_bound(r, site, &i, NULL); b; b = next_bound(r, site, &i, b))
+        if (b->side.gain)
+            return true;
+    return false;
+}
+
+/* The layer itself. Gains need its output h alone: it is made apart. */
+static void base_layer(struct run *r, struct tensor *y, const struct layer *l,
+                       const struct tensor *x, bool accumulate)
+{
+    const struct layer *use = l;
+    if (r->fold && l->site >= 0 && r->fold->at[l->site])
+        use = r->fold->at[l->site];
+    if (!has_gain(r, l->site)) {
+        one_layer(r, y, use, x, accumulate);
+        return;
+    }
+    unsigned mark = run_mark(r);
+    struct tensor h = run_like(r, y);
+    one_layer(r, &h, use, x, false);
+    if (accumulate)
+        op_add(r, y, &h);
+    else
+        op_copy(r, y, &h);
+    add_gains(r, y, &h, l->site);
     run_pop(r, mark);
 }
 
 void op_layer(struct run *r, struct tensor *y, const struct layer *l, const struct tensor *x,
               bool accumulate)
 {
-    const struct layer *use = l;
-
-    if (r->fold && l->site >= 0 && r->fold->at[l->site])
-        use = r->fold->at[l->site];
-    one_layer(r, y, use, x, accumulate);
-    if (l->site < 0)
-        return;
-    for (int i = 0; i < r->n_branch; i++) {
-        const struct branch *b = &r->branch[i];
-        const struct delta_branch *d = b->adapter->at[l->site];
-        if (d && b->strength != 0)
-            side_branch(r, y, b, d, x);
+    int i = -1;
+    base_layer(r, y, l, x, accumulate);
+    for (const struct bound *b = next_bound(r, l->site, &i, NULL); b;
+         b = next_bound(r, l->site, &i, b)) {
+        const struct branch *br = &r->branch[i];
+        struct tensor xs = tensor_rows(x, br->row0, br->row1 - br->row0);
+        struct tensor ys = tensor_rows(y, br->row0, br->row1 - br->row0);
+        double s = (double)br->strength * b->side.scale;
+        if (b->side.down.out)
+            chain(r, &ys, &b->side.down, &b->side.up, &xs, s);
+        if (b->side.up2.out)
+            chain(r, &ys, &b->side.down2, &b->side.up2, &xs, s);
     }
+}
+
+/* ---- norms ----------------------------------------------------------------------------------- */
+
+/* gamma and beta as the branches make them for one row; false: as they are. */
+static bool row_norm(struct run *r, const struct norm *g, int row, float *gamma, float *beta)
+{
+    bool any = false;
+    int i = -1;
+    for (const struct bound *b = next_bound(r, g->site, &i, NULL); b;
+         b = next_bound(r, g->site, &i, b)) {
+        const struct branch *br = &r->branch[i];
+        if (row < br->row0 || row >= br->row1)
+            continue;
+        if (!any)
+            norm_values(g, gamma, beta);
+        any = true;
+        norm_add(gamma, beta, g->c, b, br->strength);
+    }
+    return any;
+}
+
+static void one_norm(struct run *r, struct tensor *y, const struct norm *g, const struct tensor *x,
+                     const struct tensor *add, enum act act)
+{
+    if (!live(r))
+        return;
+    if (g->groups)
+        r->dev->be->group_norm(r->dev, y, g, x, add, act, &r->err);
+    else
+        r->dev->be->layer_norm(r->dev, y, g, x, &r->err);
+}
+
+static float *norm_room(struct run *r, size_t n)
+{
+    if (n > r->n_norm) {
+        float *p = realloc(r->norm, n * sizeof *p);
+        if (!p) {
+            err_nomem(&r->err, n * sizeof *p);
+            return NULL;
+        }
+        r->norm = p;
+        r->n_norm = n;
+    }
+    return r->norm;
+}
+
+/* A norm that adapters change runs row by row, each row with its own gamma and beta. */
+static void norm_layer(struct run *r, struct tensor *y, const struct norm *g,
+                       const struct tensor *x, const struct tensor *add, enum act act)
+{
+    int i = -1;
+    if (r->fold && g->site >= 0 && r->fold->norm[g->site])
+        g = r->fold->norm[g->site];
+    if (!next_bound(r, g->site, &i, NULL)) {
+        one_norm(r, y, g, x, add, act);
+        return;
+    }
+    void *device = NULL;
+    size_t c = (size_t)g->c;
+    unsigned id = take(r, 2 * c * sizeof(float), &device);
+    float *v = norm_room(r, 2 * c);
+    for (int row = 0; row < x->n && live(r); row++) {
+        struct tensor ys = tensor_rows(y, row, 1), xs = tensor_rows(x, row, 1);
+        struct tensor as = add ? tensor_rows(add, row, 1) : (struct tensor){0};
+        struct norm own = *g;
+        if (row_norm(r, g, row, v, v + c)) {
+            own.gamma = device;
+            own.beta = own.gamma + c;
+            r->dev->be->store(r->dev, own.gamma, v, 2 * c);
+        }
+        one_norm(r, &ys, &own, &xs, add ? &as : NULL, act);
+    }
+    arena_drop(&r->plan, id);
 }
 
 void op_group_norm(struct run *r, struct tensor *y, const struct norm *g, const struct tensor *x,
@@ -191,15 +329,13 @@ void op_group_norm(struct run *r, struct tensor *y, const struct norm *g, const 
 {
     assert(tensor_same_shape(x, y) && x->c == g->c && g->groups > 0);
     assert(!add || (add->n == x->n && add->c == x->c && add->h * add->w == 1));
-    if (live(r))
-        r->dev->be->group_norm(r->dev, y, g, x, add, act, &r->err);
+    norm_layer(r, y, g, x, add, act);
 }
 
 void op_layer_norm(struct run *r, struct tensor *y, const struct norm *g, const struct tensor *x)
 {
-    assert(tensor_same_shape(x, y) && x->c == g->c);
-    if (live(r))
-        r->dev->be->layer_norm(r->dev, y, g, x, &r->err);
+    assert(tensor_same_shape(x, y) && x->c == g->c && g->groups == 0);
+    norm_layer(r, y, g, x, NULL, ACT_NONE);
 }
 
 void op_attention(struct run *r, struct tensor *o, const struct tensor *q, const struct tensor *k,

@@ -47,6 +47,8 @@ struct run {
 
     const struct branch *branch; /* side branches in force; borrowed */
     int n_branch;
+    float *norm; /* host: gamma and beta of a norm that adapters change; grows while measuring */
+    size_t n_norm;
     const struct fold *fold; /* weights with adapters folded in, or NULL; borrowed */
 };
 

@@ -91,8 +91,11 @@ static void check_list(const struct delta_list *l)
 {
     for (int i = 0; i < l->n; i++) {
         const struct delta *d = &l->item[i].d;
-        assert(l->item[i].site && d->rank > 0 && d->down.data && d->up.data);
-        assert(d->down.ndim >= 2 && (int)d->down.dim[0] == d->rank);
+        struct matrix m;
+        assert(l->item[i].site && delta_rank(d) >= 0 && *delta_kind_name(d));
+        if (matrix_load(&m, d, "x", NULL) == 0)
+            assert(!(matrix_norm(&m) < 0));
+        matrix_release(&m);
     }
 }
 

@@ -365,6 +365,22 @@ static int cpu_affine(struct device *dev, struct tensor *y, const struct tensor 
     return 0;
 }
 
+static int cpu_gain(struct device *dev, struct tensor *y, const struct tensor *h, double s,
+                    const float *gain, const float *shift, struct err *err)
+{
+    (void)err;
+    size_t c = (size_t)y->c, rows = tensor_count(y) / c;
+    float f = (float)s;
+#pragma omp parallel for schedule(static) num_threads(dev->threads) if (rows * c > CHUNK)
+    for (size_t r = 0; r < rows; r++) {
+        float *py = (float *)y->data + r * c;
+        const float *ph = (const float *)h->data + r * c;
+        for (size_t i = 0; i < c; i++)
+            py[i] += f * (gain[i] * ph[i] + shift[i]);
+    }
+    return 0;
+}
+
 static int cpu_concat(struct device *dev, struct tensor *y, const struct tensor *a,
                       const struct tensor *b, struct err *err)
 {
@@ -428,6 +444,7 @@ const struct backend backend_cpu = {
     .geglu = cpu_geglu,
     .lincomb = cpu_lincomb,
     .affine = cpu_affine,
+    .gain = cpu_gain,
     .concat = cpu_concat,
     .upsample = cpu_upsample,
 };

@@ -1,0 +1,274 @@
+/* Every kind and layout of adapter against the weights that lycoris-lora and peft make of it
+ * (tests/golden/deltas.py): folded, and acting beside the layer, at several strengths. */
+#include "store/adapter.h"
+#include "unet/model.h"
+#include "unet/ops.h"
+#include "util.h"
+
+#include <criterion/criterion.h>
+#include <dirent.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MODEL "tests/golden/data/tiny-sd1"
+#define DATA  "tests/golden/data/deltas"
+
+/* Relative error of a merged weight, and of a layer's output with the adapter beside it. */
+#define BOUND 1e-5
+
+static const float strengths[] = {1, 0.5f, -0.3f};
+
+struct fixture {
+    struct device *dev;
+    struct model *m;
+    struct safetensors *want;
+    struct run r;
+    double worst; /* over what was compared since it was cleared */
+};
+
+static void fixture_open(struct fixture *f)
+{
+    struct err err;
+    f->dev = test_device("cpu");
+    f->worst = 0;
+    cr_assert_eq(model_open(&f->m, f->dev, MODEL, &err), 0, "%s", err.msg);
+    cr_assert_eq(safetensors_open(&f->want, DATA ".safetensors", &err), 0, "%s", err.msg);
+    run_init(&f->r, f->dev);
+}
+
+static void fixture_close(struct fixture *f)
+{
+    run_release(&f->r);
+    safetensors_close(f->want);
+    model_close(f->m);
+    device_close(f->dev);
+}
+
+static void *room(size_t n)
+{
+    void *p = malloc((n + 1) * sizeof(float));
+    cr_assert(p);
+    return p;
+}
+
+/* base + m (golden - base), what the golden says at strength m; base itself where it says nothing. */
+static float *wanted(const struct fixture *f, const char *kase, const char *site, const char *end,
+                     const struct array *base, float m)
+{
+    char key[300];
+    snprintf(key, sizeof key, "%s %s%s", kase, site + 5, end); /* without "unet." */
+    const struct array *g = safetensors_find(f->want, key);
+    size_t n = array_count(base);
+    float *w = room(n), *v = room(n);
+    array_to_f32(base, w);
+    if (g) {
+        cr_assert_eq(array_count(g), n, "%s", key);
+        array_to_f32(g, v);
+        for (size_t i = 0; i < n; i++)
+            w[i] = (float)(w[i] + (double)m * ((double)v[i] - w[i]));
+    }
+    free(v);
+    return w;
+}
+
+static void compare(struct fixture *f, const float *got, const float *want, size_t n,
+                    const char *kase, const char *site, const char *what, float m)
+{
+    double e = test_error(got, want, n);
+    f->worst = e > f->worst ? e : f->worst;
+    cr_expect_leq(e, BOUND, "%s %s %s at %g: %g", kase, site, what, (double)m, e);
+}
+
+static void check_folded(struct fixture *f, const struct adapter *a, const char *kase, float m)
+{
+    struct fold *fold = NULL;
+    struct err err;
+    const struct sites *s = &f->m->sites;
+    cr_assert_eq(fold_new(&fold, s, COMPONENT_UNET, 1, &a, &m, &err), 0, "%s", err.msg);
+    for (int i = 0; i < s->n; i++) {
+        if (!a->at[i])
+            continue;
+        const struct layer *l = s->at[i].layer, *got = fold->at[i];
+        const char *name = s->at[i].name;
+        if (l) {
+            float *w = wanted(f, kase, name, "", &l->w, m);
+            compare(f, got->w.data, w, array_count(&l->w), kase, name, "folded", m);
+            free(w);
+            if (l->b.data) {
+                w = wanted(f, kase, name, " bias", &l->b, m);
+                compare(f, got->b.data, w, array_count(&l->b), kase, name, "bias", m);
+                free(w);
+            }
+        } else {
+            const struct norm *g = s->at[i].norm, *n = fold->norm[i];
+            float *w = wanted(f, kase, name, "", &g->gamma_file, m);
+            compare(f, n->gamma, w, (size_t)g->c, kase, name, "gamma", m);
+            free(w);
+            w = wanted(f, kase, name, " bias", &g->beta_file, m);
+            compare(f, n->beta, w, (size_t)g->c, kase, name, "beta", m);
+            free(w);
+        }
+    }
+    fold_free(fold);
+}
+
+/* ---- beside the layer ------------------------------------------------------------------------ */
+
+static struct tensor forward(struct fixture *f, const struct site *s, const struct layer *l,
+                             const struct norm *g, const float *x)
+{
+    int c = s->layer ? s->layer->in : s->norm->c;
+    struct tensor t = run_tensor(&f->r, 3, 5, 4, c), y;
+    op_upload(&f->r, &t, x);
+    if (l) {
+        y = run_layer_tensor(&f->r, l, &t);
+        op_layer(&f->r, &y, l, &t, false);
+        return y;
+    }
+    y = run_like(&f->r, &t);
+    if (g->groups)
+        op_group_norm(&f->r, &y, g, &t, NULL, ACT_SILU);
+    else
+        op_layer_norm(&f->r, &y, g, &t);
+    return y;
+}
+
+static float *output(struct fixture *f, const struct site *s, const struct layer *l,
+                     const struct norm *g, const float *x, size_t *n)
+{
+    struct err err;
+    run_measure(&f->r);
+    forward(f, s, l, g, x);
+    cr_assert_eq(run_commit(&f->r, &err), 0, "%s", err.msg);
+    struct tensor y = forward(f, s, l, g, x);
+    cr_assert_eq(run_check(&f->r, &err), 0, "%s", err.msg);
+    *n = tensor_count(&y);
+    float *host = room(*n);
+    f->dev->be->download(f->dev, host, &y, &err);
+    run_reset(&f->r);
+    return host;
+}
+
+static struct array floats_of(const struct array *like, const float *v)
+{
+    struct array a = *like;
+    a.dtype = DT_F32;
+    a.data = v;
+    return a;
+}
+
+/* Rows 1 and 2 of three have the adapter: row 0 must be the model's own, bit for bit. */
+static void check_beside(struct fixture *f, const struct adapter *a, const char *kase, int site,
+                         float m)
+{
+    const struct site *s = &f->m->sites.at[site];
+    struct branch b = {a, 1, 3, m};
+    struct layer l = {0};
+    struct norm g = {0};
+    size_t n, count = (size_t)(3 * 20 * (s->layer ? s->layer->in : s->norm->c));
+    float *x = room(count), *w, *v = NULL;
+    struct err err;
+    for (size_t i = 0; i < count; i++)
+        x[i] = sinf((float)i * 1.7f) + (i % 7 == 0);
+
+    float *own = output(f, s, s->layer, s->norm, x, &n);
+    f->r.branch = &b;
+    f->r.n_branch = 1;
+    float *got = output(f, s, s->layer, s->norm, x, &n);
+    f->r.n_branch = 0;
+    if (s->layer) {
+        l = *s->layer;
+        l.impl = NULL;
+        l.site = -1;
+        w = wanted(f, kase, s->name, "", &s->layer->w, m);
+        l.w = floats_of(&l.w, w);
+        if (l.b.data) {
+            v = wanted(f, kase, s->name, " bias", &s->layer->b, m);
+            l.b = floats_of(&l.b, v);
+        } else { /* none in the model; PEFT's may bring one */
+            v = NULL;
+        }
+    } else {
+        w = wanted(f, kase, s->name, "", &s->norm->gamma_file, m);
+        v = wanted(f, kase, s->name, " bias", &s->norm->beta_file, m);
+        struct array aw = floats_of(&s->norm->gamma_file, w),
+                     av = floats_of(&s->norm->beta_file, v);
+        cr_assert_eq(norm_init(f->dev, &g, "g", s->norm->groups, s->norm->eps, &aw, &av, &err), 0);
+    }
+    float *want = output(f, s, s->layer ? &l : NULL, &g, x, &n);
+    cr_expect_eq(memcmp(got, own, n / 3 * sizeof *got), 0, "%s %s: touches a row without it", kase,
+                 s->name);
+    compare(f, got + n / 3, want + n / 3, n - n / 3, kase, s->name, "beside", m);
+    layer_release(f->dev, &l);
+    if (!s->layer)
+        norm_release(f->dev, &g);
+    free(x), free(own), free(got), free(want), free(w), free(v);
+}
+
+static int golden_count(const struct fixture *f, const char *kase)
+{
+    int n = 0;
+    size_t len = strlen(kase);
+    for (size_t i = 0; i < safetensors_count(f->want); i++) {
+        const char *k = safetensors_name(f->want, i);
+        n += !strncmp(k, kase, len) && k[len] == ' ' && !strchr(k + len + 1, ' ');
+    }
+    return n;
+}
+
+static void check_case(struct fixture *f, const char *kase, const char *path)
+{
+    struct adapter_file *file = NULL;
+    struct adapter *beside = NULL, *folded = NULL;
+    struct bind_report report = {0};
+    struct err err;
+    int sites = 0;
+    cr_assert_eq(adapter_file_open(&file, path, &err), 0, "%s", err.msg);
+    cr_assert_eq(
+        adapter_bind(&beside, f->dev, &f->m->sites, &file->list, kase, false, &report, &err), 0,
+        "%s: %s", kase, err.msg);
+    cr_assert_eq(
+        adapter_bind(&folded, f->dev, &f->m->sites, &file->list, kase, true, &report, &err), 0,
+        "%s: %s", kase, err.msg);
+    cr_expect_eq(report.n, 0, "%s: %s", kase, report.n ? report.line[0] : "");
+    f->worst = 0;
+    for (size_t i = 0; i < sizeof strengths / sizeof *strengths; i++) {
+        check_folded(f, folded, kase, strengths[i]);
+        for (int s = 0; s < f->m->sites.n; s++)
+            if (beside->at[s])
+                check_beside(f, beside, kase, s, strengths[i]);
+    }
+    for (int s = 0; s < f->m->sites.n; s++)
+        sites += beside->at[s] != NULL;
+    cr_expect_eq(sites, golden_count(f, kase), "%s: %d sites", kase, sites);
+    fprintf(stderr, "%-20s %-6s %-8s %2d sites  worst %.1e\n", kase,
+            delta_kind_name(&file->list.item[0].d), file->style, sites, f->worst);
+    bind_report_release(&report);
+    adapter_free(beside);
+    adapter_free(folded);
+    adapter_file_close(file);
+}
+
+Test(delta, every_kind_makes_the_weights_of_its_oracle)
+{
+    struct fixture f;
+    struct dirent **entry;
+    int n = scandir(DATA, &entry, NULL, alphasort), cases = 0;
+    cr_assert(n > 2, "no %s", DATA);
+    fixture_open(&f);
+    for (int i = 0; i < n; i++) {
+        char path[400], kase[260];
+        snprintf(path, sizeof path, "%s/%s", DATA, entry[i]->d_name);
+        snprintf(kase, sizeof kase, "%.*s", (int)strcspn(entry[i]->d_name, "."), entry[i]->d_name);
+        if (*kase) {
+            check_case(&f, kase, path);
+            cases++;
+        }
+        free(entry[i]);
+    }
+    free(entry);
+    fixture_close(&f);
+    cr_expect_eq(cases, 39, "%d cases", cases);
+}
