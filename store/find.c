@@ -45,8 +45,7 @@ static bool is_hex(const char *s, size_t least)
     return n >= least && !s[n];
 }
 
-/* A file as a user names it: itself, with .safetensors, or a PEFT folder. */
-static int find_by_file(struct repo *r, const char *ref, struct repo_adapter *out, struct err *err)
+int repo_find_file(struct repo *r, const char *ref, struct repo_adapter *out, struct err *err)
 {
     static const char *const ending[] = {"", ".safetensors", "/adapter_model.safetensors"};
     int rc = 1;
@@ -80,7 +79,7 @@ static int find_by_hash(struct repo *r, const char *ref, struct repo_adapter *ou
                     "ss", ref, end);
 }
 
-int repo_find(struct repo *r, const char *ref, struct repo_adapter *out, struct err *err)
+int repo_find_name(struct repo *r, const char *ref, struct repo_adapter *out, struct err *err)
 {
     memset(out, 0, sizeof *out);
     int rc = row_one(r, out, err, "SELECT " ROW_COLUMNS " FROM adapter WHERE name = ?", "s", ref);
@@ -91,8 +90,13 @@ int repo_find(struct repo *r, const char *ref, struct repo_adapter *out, struct 
                       "s", ref, NULL);
     if (rc == 1)
         rc = row_one(r, out, err, "SELECT " ROW_COLUMNS " FROM adapter WHERE id = ?", "s", ref);
-    if (rc == 1)
-        rc = find_by_file(r, ref, out, err);
+    return rc;
+}
+
+int repo_find(struct repo *r, const char *ref, struct repo_adapter *out, struct err *err)
+{
+    int rc = repo_find_name(r, ref, out, err);
+    rc = rc == 1 ? repo_find_file(r, ref, out, err) : rc;
     return rc == 1 ? find_by_hash(r, ref, out, err) : rc;
 }
 

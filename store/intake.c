@@ -1,5 +1,4 @@
-/* Files on their way in: looked at one by one, taken in by groups. And the two commands that do it: add
- * and sync. */
+/* Files on their way in: looked at one by one, taken in by groups; and adding. */
 #include "repo_private.h"
 
 #include "unet/file.h"
@@ -195,7 +194,7 @@ int group_flush(struct group *g, struct err *err)
     return rc;
 }
 
-static void refuse(struct group *g, const char *path, const char *why)
+void group_refuse(struct group *g, const char *path, const char *why)
 {
     size_t n = strlen(path);
     if (!strncmp(why, path, n) && !strncmp(why + n, ": ", 2))
@@ -217,7 +216,7 @@ int group_add(struct group *g, const char *path, struct err *err)
     in->path = strdup(path);
     rc = in->path ? look_at(g, in, err) : err_nomem(err, strlen(path));
     if (rc == ERR_FORMAT || rc == ERR_UNSUPPORTED) {
-        refuse(g, path, err->msg);
+        group_refuse(g, path, err->msg);
         intake_release(in);
         return 0;
     }
@@ -234,7 +233,7 @@ int group_add(struct group *g, const char *path, struct err *err)
 
 /* ---- add ------------------------------------------------------------------------------------- */
 
-static int take_files(struct group *g, const struct texts *files, struct err *err)
+int group_take_files(struct group *g, const struct texts *files, struct err *err)
 {
     int rc = 0;
     for (int i = 0; i < files->n && rc == 0; i++) {
@@ -262,7 +261,7 @@ static int collect(struct group *g, const char *given, const char *home, struct 
     char *path = realpath(given, NULL);
     int rc = 0;
     if (!path) {
-        refuse(g, given, strerror(errno));
+        group_refuse(g, given, strerror(errno));
         return 0;
     }
     if (file_kind(path) == 2) {
@@ -271,14 +270,14 @@ static int collect(struct group *g, const char *given, const char *home, struct 
     } else if (file_kind(path) == 1) {
         rc = texts_add(files, path, err);
     } else {
-        refuse(g, path, "neither a file nor a folder");
+        group_refuse(g, path, "neither a file nor a folder");
     }
     free(path);
     return rc;
 }
 
 /* Links are followed: a row is of the file itself. */
-static int resolve(struct texts *files)
+void texts_resolve(struct texts *files)
 {
     for (int i = 0; i < files->n; i++) {
         char *real = realpath(files->item[i], NULL);
@@ -287,7 +286,6 @@ static int resolve(struct texts *files)
             files->item[i] = real;
         }
     }
-    return 0;
 }
 
 int repo_add(struct repo *r, const char *const *path, int n, const struct repo_add *how,
@@ -300,136 +298,12 @@ int repo_add(struct repo *r, const char *const *path, int n, const struct repo_a
     for (int i = 0; i < n && rc == 0; i++)
         rc = collect(&g, path[i], home, &files, &refused, err);
     for (int i = 0; i < refused.n && rc == 0; i++)
-        refuse(&g, refused.item[i], "cannot be entered, or its path is too long");
-    if (rc == 0)
-        rc = resolve(&files);
-    rc = rc < 0 ? rc : take_files(&g, &files, err);
+        group_refuse(&g, refused.item[i], "cannot be entered, or its path is too long");
+    texts_resolve(&files);
+    rc = rc < 0 ? rc : group_take_files(&g, &files, err);
     group_close(&g);
     texts_release(&files);
     texts_release(&refused);
-    free(home);
-    return rc;
-}
-
-/* ---- sync ------------------------------------------------------------------------------------ */
-
-/* Files of the folders that are known, in the order of the folders. */
-static int known_folders(struct group *g, struct texts *folders, struct texts *copied,
-                         struct err *err)
-{
-    sqlite3_stmt *q = NULL;
-    int rc = db_query(g->r->db, err, &q, "SELECT path, copy FROM folder ORDER BY path", "");
-    while (rc == 0 && (rc = db_next(g->r->db, q, err)) == 1)
-        rc = texts_add(sqlite3_column_int(q, 1) ? copied : folders, db_text(q, 0), err);
-    db_done(q);
-    return rc;
-}
-
-/* Rows in place: those that are there are looked at again; those that are gone are listed. */
-static int known_files(struct group *g, struct texts *files, struct texts *gone, struct err *err)
-{
-    sqlite3_stmt *q = NULL;
-    struct stat st;
-    int rc = db_query(g->r->db, err, &q,
-                      "SELECT path FROM adapter WHERE blob IS NULL AND path IS NOT NULL "
-                      "ORDER BY key",
-                      "");
-    while (rc == 0 && (rc = db_next(g->r->db, q, err)) == 1) {
-        const char *path = db_text(q, 0);
-        rc = texts_add(stat(path, &st) == 0 ? files : gone, path, err);
-    }
-    db_done(q);
-    return rc;
-}
-
-/* Marks what was gone before and is nobody's path anymore only if it still is. */
-static int mark_missing(struct group *g, const struct texts *gone, struct err *err)
-{
-    struct repo_adapter a;
-    int rc = db_begin(g->r->db, err);
-    if (rc < 0)
-        return rc;
-    for (int i = 0; i < gone->n && rc == 0; i++) {
-        rc = row_one(g->r, &a, err, "SELECT " ROW_COLUMNS " FROM adapter WHERE path = ?", "b",
-                     gone->item[i]);
-        if (rc == 1) { /* relinked */
-            rc = 0;
-            continue;
-        }
-        if (rc < 0)
-            break;
-        struct repo_event e = {gone->item[i], "missing", a.name, a.id, "the file is gone"};
-        rc = db_do(g->r->db, err, "UPDATE adapter SET missing = ifnull(missing, ?) WHERE key = ?",
-                   "ii", (int64_t)time(NULL), a.key);
-        g->sum->missing++;
-        if (g->how->event)
-            g->how->event(g->how->user, &e);
-        repo_adapter_release(&a);
-    }
-    return db_end(g->r->db, rc, err);
-}
-
-static int sync_folders(struct group *g, const struct texts *folders, const char *home,
-                        struct texts *files, struct err *err)
-{
-    struct texts refused = {0};
-    int rc = 0;
-    for (int i = 0; i < folders->n && rc == 0; i++)
-        rc = walk(folders->item[i], home, files, &refused, err);
-    for (int i = 0; i < refused.n && rc == 0; i++)
-        refuse(g, refused.item[i], "cannot be entered, or its path is too long");
-    texts_release(&refused);
-    return rc < 0 ? rc : resolve(files);
-}
-
-static int by_text(const void *a, const void *b)
-{
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
-/* Sorts and drops what is there twice. */
-static void unique(struct texts *t)
-{
-    int k = 0;
-    if (t->n)
-        qsort(t->item, (size_t)t->n, sizeof *t->item, by_text);
-    for (int i = 0; i < t->n; i++) {
-        if (k > 0 && !strcmp(t->item[k - 1], t->item[i]))
-            free(t->item[i]);
-        else
-            t->item[k++] = t->item[i];
-    }
-    t->n = k;
-}
-
-int repo_sync(struct repo *r, const struct repo_add *how, struct repo_sum *sum, struct err *err)
-{
-    struct group g;
-    struct texts folders = {0}, copied = {0}, files = {0}, more = {0}, gone = {0};
-    struct repo_add in_place = *how, copies = *how;
-    char *home = realpath(r->home, NULL);
-    int rc = group_open(&g, r, how, sum, err);
-
-    in_place.copy = false;
-    copies.copy = true;
-    g.sync = true;
-    rc = rc < 0 ? rc : known_folders(&g, &folders, &copied, err);
-    rc = rc < 0 ? rc : known_files(&g, &files, &gone, err);
-    rc = rc < 0 ? rc : sync_folders(&g, &folders, home, &files, err);
-    rc = rc < 0 ? rc : sync_folders(&g, &copied, home, &more, err);
-    unique(&files);
-    unique(&more);
-    g.how = &copies;
-    rc = rc < 0 ? rc : take_files(&g, &more, err);
-    g.how = &in_place;
-    rc = rc < 0 ? rc : take_files(&g, &files, err);
-    rc = rc < 0 ? rc : mark_missing(&g, &gone, err);
-    group_close(&g);
-    texts_release(&folders);
-    texts_release(&copied);
-    texts_release(&files);
-    texts_release(&more);
-    texts_release(&gone);
     free(home);
     return rc;
 }

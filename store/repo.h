@@ -74,6 +74,10 @@ void repo_adapter_release(struct repo_adapter *a);
  * id or hash (4 digits or more). ERR_MISMATCH: it means several, which the message lists; 1: nothing
  * here. */
 int repo_find(struct repo *r, const char *ref, struct repo_adapter *out, struct err *err);
+/* The same for whole names, aliases and ids alone; and for a file alone, named as a user does (itself,
+ * with .safetensors, or a PEFT folder). */
+int repo_find_name(struct repo *r, const char *ref, struct repo_adapter *out, struct err *err);
+int repo_find_file(struct repo *r, const char *ref, struct repo_adapter *out, struct err *err);
 /* The same, but nothing found is ERR_IO with a message. */
 int repo_need(struct repo *r, const char *ref, struct repo_adapter *out, struct err *err);
 /* The one with these tensors whose file is there, if any: 0 or 1. */

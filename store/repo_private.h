@@ -88,6 +88,12 @@ int group_open(struct group *g, struct repo *r, const struct repo_add *how, stru
 int group_add(struct group *g, const char *path, struct err *err);
 int group_flush(struct group *g, struct err *err);
 void group_close(struct group *g);
+/* Says that a file is not taken. */
+void group_refuse(struct group *g, const char *path, const char *why);
+/* All of them, and what is left of the last group. */
+int group_take_files(struct group *g, const struct texts *files, struct err *err);
+/* Paths without links: a row is of the file itself. */
+void texts_resolve(struct texts *files);
 
 /* walk.c: all adapter files below a folder, in order of their names. Folders behind links are entered
  * once. */
