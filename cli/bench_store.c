@@ -186,7 +186,8 @@ static int bench_all(struct bench *b, struct err *err)
         const char *name;
         const char *arg[6];
     } reads[] = {
-        {"list, all", {"list"}},
+        {"list", {"list"}},
+        {"list --json, all", {"list", "--json"}},
         {"list --json --limit 100", {"list", "--json", "--limit", "100"}},
         {"list --sort added --limit 100", {"list", "--sort", "added", "--limit", "100"}},
         {"list --base sd1 --tag none", {"list", "--base", "sd1", "--tag", "none"}},
@@ -194,6 +195,7 @@ static int bench_all(struct bench *b, struct err *err)
         {"search a word of one", {"search", "castle11"}},
         {"search a word of a tenth of all", {"search", "castle"}},
         {"search two words", {"search", "castle", "river"}},
+        {"search a word of all", {"search", "sd1"}},
     };
     int left = b->rows - 2 * COPIES, rc = bench_add(b, COPIES, true, "add --copy, first", err);
     while (rc == 0 && left > 0) {

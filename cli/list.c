@@ -8,10 +8,12 @@ struct list {
     struct shelf s;
     struct repo_filter f;
     int shown;
-    int rc; /* of what is printed */
+    bool more; /* than are shown */
+    int rc;    /* of what is printed */
     struct err *err;
 };
 
+#define SHOWN       500 /* lines for a person; more are counted */
 #define MAX_OPTIONS 14
 
 static void make_options(struct option o[MAX_OPTIONS], struct list *c)
@@ -28,7 +30,8 @@ static void make_options(struct option o[MAX_OPTIONS], struct list *c)
          NULL},
         {"sort", 0, OPTION_TEXT, &c->f.sort, "BY", "name (default), added, size, base, rank", 0, 0,
          NULL},
-        {"limit", 0, OPTION_INT, &c->f.limit, "N", "at most so many", 1, 1e9, NULL},
+        {"limit", 0, OPTION_INT, &c->f.limit, "N", "at most so many; default: 500, with --json all",
+         1, 1e9, NULL},
         SHELF_OPTIONS(&c->s),
         {.name = NULL},
     };
@@ -47,6 +50,10 @@ static void help(const struct command *self)
 static int each(void *user, const struct repo_adapter *a)
 {
     struct list *c = user;
+    if (c->shown == SHOWN && !c->f.limit && !c->s.json) {
+        c->more = true;
+        return 1;
+    }
     struct repo_adapter shown_as = *a;
     char *base = strdup(a->base); /* may be replaced by a model's name */
     shown_as.base = base;
@@ -77,6 +84,12 @@ static int run(const struct command *self, int argc, char **argv)
     rc = rc < 0 ? rc : shelf_open(&c.s, REPO_READ, &err);
     rc = rc < 0 ? rc : repo_list(c.s.r, &c.f, each, &c, &err);
     rc = rc < 0 ? rc : c.rc;
+    if (rc == 0 && c.more) {
+        int64_t all = 0;
+        rc = repo_count(c.s.r, &all, &err);
+        printf("and more, of %lld in all; --limit N shows them, or filters narrow them down\n",
+               (long long)all);
+    }
     if (rc == 0 && !c.shown && !c.s.json)
         puts("nothing; weft add FILE brings adapters in");
     return shelf_close(&c.s, rc, &err);

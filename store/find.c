@@ -232,9 +232,9 @@ static const char *order_of(const char *sort)
 {
     static const char *const orders[][2] = {{"name", "name"},
                                             {"added", "added DESC, key DESC"},
-                                            {"size", "bytes DESC, name"},
-                                            {"base", "base, name"},
-                                            {"rank", "rank_max DESC, name"}};
+                                            {"size", "bytes DESC, key"},
+                                            {"base", "base, context, key"},
+                                            {"rank", "rank_max DESC, key"}};
     for (size_t i = 0; i < sizeof orders / sizeof *orders; i++)
         if (!sort || !strcmp(sort, orders[i][0]))
             return orders[i][1];
@@ -329,34 +329,77 @@ static char *to_query(const char *words)
     return text;
 }
 
+struct hit {
+    int64_t key;
+    double score;
+};
+
+/* The best rows, before anything is read of them. */
+static int best_hits(struct repo *r, const char *query, int limit, struct hit **hits, int *n,
+                     struct err *err)
+{
+    sqlite3_stmt *q = NULL;
+    *hits = NULL;
+    *n = 0;
+    int rc = db_query(r->db, err, &q,
+                      "SELECT rowid, rank FROM words WHERE words MATCH ? "
+                      "AND rank MATCH 'bm25(10.0, 5.0, 5.0, 2.0, 1.0)' ORDER BY rank LIMIT ?",
+                      "si", query, (int64_t)(limit ? limit : -1));
+    while (rc == 0 && (rc = db_next(r->db, q, err)) == 1) {
+        rc = 0;
+        if ((*n & (*n - 1)) == 0) { /* full at powers of two */
+            struct hit *p = realloc(*hits, (size_t)(*n ? 2 * *n : 1) * sizeof *p);
+            if (!p)
+                rc = err_nomem(err, (size_t)*n * sizeof *p);
+            *hits = p ? p : *hits;
+        }
+        if (rc == 0)
+            (*hits)[(*n)++] = (struct hit){sqlite3_column_int64(q, 0), -db_number(q, 1)};
+    }
+    db_done(q);
+    return rc;
+}
+
+/* One hit with the words that were found. Returns what each returned, or an error. */
+static int tell_hit(struct repo *r, const char *query, const struct hit *hit,
+                    int (*each)(void *user, const struct repo_adapter *a, double score,
+                                const char *why),
+                    void *user, struct err *err)
+{
+    sqlite3_stmt *q = NULL;
+    struct repo_adapter a;
+    int rc = db_query(r->db, err, &q,
+                      "SELECT " ROW_COLUMNS ", hit.why FROM (SELECT rowid AS k, "
+                      "snippet(words, -1, '[', ']', '…', 8) AS why FROM words WHERE words MATCH ? "
+                      "AND rowid = ?) AS hit JOIN adapter ON adapter.key = hit.k",
+                      "si", query, hit->key);
+    rc = rc < 0 ? rc : db_next(r->db, q, err);
+    if (rc == 1) {
+        rc = row_read(r, q, &a, err);
+        if (rc == 0) {
+            rc = each(user, &a, hit->score, db_text(q, 30)) ? 1 : 0;
+            repo_adapter_release(&a);
+        }
+    }
+    db_done(q);
+    return rc;
+}
+
 int repo_search(struct repo *r, const char *words, int limit,
                 int (*each)(void *user, const struct repo_adapter *a, double score,
                             const char *why),
                 void *user, struct err *err)
 {
-    sqlite3_stmt *q = NULL;
-    struct repo_adapter a;
+    struct hit *hits = NULL;
     char *query = to_query(words);
-    int stop = 0, rc = query ? 0 : err_nomem(err, strlen(words));
+    int n = 0, rc = query ? 0 : err_nomem(err, strlen(words));
 
     if (rc == 0 && !*query)
         rc = err_set(err, ERR_ARG, "no word to search for in '%.80s'", words);
-    if (rc == 0)
-        rc = db_query(r->db, err, &q,
-                      "SELECT " ROW_COLUMNS ", hit.score, hit.why FROM (SELECT rowid AS k, "
-                      "-bm25(words, 10, 5, 5, 2, 1) AS score, "
-                      "snippet(words, -1, '[', ']', '…', 8) AS why FROM words WHERE words MATCH ?1 "
-                      "ORDER BY bm25(words, 10, 5, 5, 2, 1) LIMIT ?2) AS hit "
-                      "JOIN adapter ON adapter.key = hit.k ORDER BY hit.score DESC, name",
-                      "si", query, (int64_t)(limit ? limit : -1));
-    while (rc == 0 && !stop && (rc = db_next(r->db, q, err)) == 1) {
-        rc = row_read(r, q, &a, err);
-        if (rc < 0)
-            break;
-        stop = each(user, &a, db_number(q, 30), db_text(q, 31));
-        repo_adapter_release(&a);
-    }
-    db_done(q);
+    rc = rc < 0 ? rc : best_hits(r, query, limit, &hits, &n, err);
+    for (int i = 0; i < n && rc == 0; i++)
+        rc = tell_hit(r, query, &hits[i], each, user, err);
+    free(hits);
     free(query);
     return rc < 0 ? rc : 0;
 }

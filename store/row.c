@@ -370,7 +370,10 @@ int row_take(struct repo *r, struct intake *in, struct err *err)
         row_one(r, &old, err, "SELECT " ROW_COLUMNS " FROM adapter WHERE path = ?", "b", in->path);
     if (rc < 0)
         return rc;
-    if (rc == 0 && old.copied && strcmp(old.file_sha256, in->file_sha256)) {
+    bool other =
+        rc == 0 && (strcmp(old.file_sha256, in->file_sha256) ||
+                    strcmp(old.config_sha256 ? old.config_sha256 : "", in->beside.config_sha256));
+    if (rc == 0 && old.copied && other) {
         /* the original became another file; our copy of the first stays what it was */
         rc = db_do(r->db, err, "UPDATE adapter SET path = NULL WHERE key = ?", "i", old.key);
         repo_adapter_release(&old);

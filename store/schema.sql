@@ -54,6 +54,9 @@ CREATE INDEX adapter_file_sha256 ON adapter (file_sha256);
 CREATE INDEX adapter_data_sha256 ON adapter (data_sha256);
 CREATE INDEX adapter_blob ON adapter (blob);
 CREATE INDEX adapter_base ON adapter (base, context);
+CREATE INDEX adapter_added ON adapter (added);
+CREATE INDEX adapter_bytes ON adapter (bytes);
+CREATE INDEX adapter_rank ON adapter (rank_max);
 CREATE INDEX adapter_missing ON adapter (missing) WHERE missing IS NOT NULL;
 
 -- Large texts, apart so that lists are quick: the file's own metadata and what lay beside it.
