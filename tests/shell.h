@@ -40,7 +40,7 @@ static inline void shell_close(struct shell *s)
     char cmd[100];
     free(s->out);
     free(s->err);
-    snprintf(cmd, sizeof cmd, "rm -rf %s", s->dir);
+    snprintf(cmd, sizeof cmd, "rm -rf %.60s", s->dir);
     cr_assert_eq(system(cmd), 0);
 }
 
