@@ -16,7 +16,7 @@ B      := build/$(CONFIG)
 WARN := -Wall -Wextra -Wpedantic -Wshadow -Wvla -Wwrite-strings -Wmissing-prototypes \
         -Wstrict-prototypes -fno-common $(if $(CI),-Werror)
 DEFINES := -I. -D_GNU_SOURCE -DWEFT_PREFIX='"$(PREFIX)"' -MMD -MP
-LIBS     := -ldnnl -llapack -lpng -ljansson -lpcre2-8 -lutf8proc -lcrypto -lz -lm
+LIBS     := -lsqlite3 -ldnnl -llapack -lpng -ljansson -lpcre2-8 -lutf8proc -lcrypto -lz -lm
 
 CFLAGS_release := -O2 -g
 CFLAGS_san     := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all \
@@ -74,6 +74,13 @@ $(B)/%.o: %.c Makefile
 	$(call say,CC)
 	@mkdir -p $(@D)
 	$(CC) $(DEFINES) $(FLAGS) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
+
+# The repository's schema as bytes of a C array.
+$(B)/store/schema.inc: store/schema.sql
+	@mkdir -p $(@D)
+	od -An -v -tu1 $< | sed 's/[0-9][0-9]*/&,/g' >$@.new && mv $@.new $@
+$(B)/store/db.o: $(B)/store/schema.inc
+$(B)/store/db.o: FLAGS += -I$(B)
 
 -include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_OBJ:.o=.d)
 

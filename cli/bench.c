@@ -1,5 +1,5 @@
 /* weft bench: what this machine does, beside its limits. */
-#include "cli.h"
+#include "shelf.h"
 
 #include "compose/generate.h"
 #include "unet/file.h"
@@ -291,6 +291,7 @@ static void help(const struct command *self)
     make_options(o, &b);
     options_help(o);
     puts("\nTimes are the best of a few; compare figures of one run only.");
+    bench_store_help();
 }
 
 static int run(const struct command *self, int argc, char **argv)
@@ -303,6 +304,11 @@ static int run(const struct command *self, int argc, char **argv)
     int n = 0;
 
     (void)self;
+    if (argc > 1 && !strcmp(argv[1], "store")) {
+        free(rest);
+        free(demo);
+        return bench_store(argc - 1, argv + 1);
+    }
     make_options(o, &b);
     int rc = rest ? options_parse(o, argc, argv, rest, &n, &err) : err_nomem(&err, 64);
     if (rc == 0 && n)
@@ -326,7 +332,7 @@ static int run(const struct command *self, int argc, char **argv)
 
 const struct command command_bench = {
     .name = "bench",
-    .usage = "weft bench [options]",
+    .usage = "weft bench [store] [options]",
     .about = "what this machine does, beside its limits",
     .run = run,
     .help = help,

@@ -55,7 +55,9 @@ struct command {
     int (*run)(const struct command *self, int argc, char **argv);
     void (*help)(const struct command *self);
 };
-extern const struct command command_render, command_score, command_bench, command_help;
+extern const struct command command_render, command_score, command_bench, command_help, command_add,
+    command_sync, command_list, command_show, command_tag, command_rm, command_gc, command_verify,
+    command_search, command_export, command_model;
 extern const struct command *const commands[]; /* NULL-terminated */
 
 /* Prints "weft: MESSAGE" and gives the exit code: 2 when the command line is wrong, else 1. */

@@ -18,6 +18,7 @@
 /* Everything one call of the command holds; released whole at the end. */
 struct render {
     struct request r;
+    struct repo *repo; /* NULL: there is none */
     struct device *dev;
     struct model *model;
     struct adapter_file **file; /* [r.n_adapter] */
@@ -29,9 +30,9 @@ struct render {
     struct cost cost;
 
     /* of this call, not of the picture */
-    const char *out, *like, *device, *isa;
+    const char *out, *like, *device, *isa, *home;
     int count, threads;
-    bool json, verbose, allow_partial;
+    bool json, verbose, allow_partial, triggers;
     bool named; /* r has the adapters that the prompt names */
 };
 
@@ -55,12 +56,18 @@ static void make_options(struct option o[MAX_OPTIONS], struct given *g, struct r
     const struct option table[] = {
         {.kind = OPTION_GROUP, .name = "", .help = "What to make:"},
         {"adapter", 'a', OPTION_LIST, &g->adapter, "REF[:STRENGTH]",
-         "an adapter file, at strength 1 unless said; may be repeated.\n"
+         "an adapter: a name, alias, id or hash of the repository, or a\n"
+         "file; at its preferred strength, or 1; may be repeated.\n"
          "Then ,key=value: unet= te= strengths apart, from= to= the steps\nit acts in",
          0, 0, NULL},
+        {"triggers", 0, OPTION_FLAG, &d->triggers, NULL,
+         "put the trigger words of adapters in front of the prompt where\nthey are missing", 0, 0,
+         NULL},
         {"negative", 'n', OPTION_TEXT, &g->negative, "TEXT", "what to keep out", 0, 0, NULL},
         {"model", 'm', OPTION_TEXT, &g->model, "DIR",
-         "a model in diffusers' layout; default: the demo model", 0, 0, NULL},
+         "a model in diffusers' layout, or the name of a registered one;\n"
+         "default: the only registered one, else the demo model",
+         0, 0, NULL},
         {"size", 's', OPTION_SIZE, g->size, "WxH", "pixels; default: the model's own", 0, 0, NULL},
         {"seed", 0, OPTION_U64, &g->seed, "N",
          "the same seed makes the same picture; default: a new one each\ntime, which is printed", 0,
@@ -107,6 +114,7 @@ static void make_options(struct option o[MAX_OPTIONS], struct given *g, struct r
          NULL},
         {"allow-partial", 0, OPTION_FLAG, &d->allow_partial, NULL,
          "go on when an adapter fits the model only in part", 0, 0, NULL},
+        {"home", 0, OPTION_TEXT, &d->home, "DIR", "the repository; see weft help add", 0, 0, NULL},
         {"threads", 't', OPTION_INT, &d->threads, "N", "default: all processors", 1, 1024, NULL},
         {"device", 0, OPTION_TEXT, &d->device, "NAME", "cpu, or ref (slow, the reference)", 0, 0,
          NULL},
@@ -197,6 +205,18 @@ static int read_like(struct request *r, const char *path, struct err *err)
     return rc;
 }
 
+/* The repository, if there is one. */
+static int open_repo(struct render *d, struct err *err)
+{
+    char *home = repo_home(d->home);
+    int rc = !home               ? err_nomem(err, 64)
+             : repo_exists(home) ? repo_open(&d->repo, home, REPO_READ, err)
+                                 : 0;
+    free(home);
+    d->r.repo = d->repo;
+    return rc;
+}
+
 static uint64_t fresh_seed(void)
 {
     uint32_t s = 0;
@@ -227,6 +247,7 @@ static int parse(struct render *d, int argc, char **argv, struct err *err)
         if (!d->like && !g.has_seed)
             d->r.seed = fresh_seed();
     }
+    rc = rc < 0 ? rc : open_repo(d, err);
     rc = rc < 0 ? rc : apply(&d->r, &g, err);
     if (rc == 0 && !d->r.prompt)
         rc = request_set(&d->r.prompt, "", err);
@@ -258,11 +279,13 @@ static int open_device(struct render *d, struct err *err)
 
 static int open_model(struct render *d, struct err *err)
 {
-    char *demo = d->r.model ? NULL : cli_asset("model");
-    int rc = d->r.model || demo
-                 ? model_open(&d->model, d->dev, demo ? demo : d->r.model, err)
-                 : err_set(err, ERR_IO,
-                           "the demo model is not installed; name a model with --model DIR");
+    int rc = request_model(&d->r, err);
+    char *demo = rc < 0 || d->r.model ? NULL : cli_asset("model");
+    rc = rc < 0 ? rc
+         : d->r.model || demo
+             ? model_open(&d->model, d->dev, demo ? demo : d->r.model, err)
+             : err_set(err, ERR_IO,
+                       "the demo model is not installed; name a model with --model DIR");
     if (rc == 0 && *d->r.model_sha256 && strcmp(d->r.model_sha256, d->model->fingerprint))
         rc = err_set(err, ERR_MISMATCH,
                      "%s: not the model that %s was made with; --model DIR says which to use",
@@ -273,11 +296,11 @@ static int open_model(struct render *d, struct err *err)
     return rc;
 }
 
-static void tell_adapter(const struct adapter_file *f, const struct adapter *a)
+static void tell_adapter(const char *name, const struct adapter_file *f, const struct adapter *a)
 {
     fprintf(stderr, "adapter %s: %s (%s), %d of %d weights matched: %d unet, %d text encoder\n",
-            f->name, f->format->name, f->style, a->matched, f->list.n,
-            a->matched_in[COMPONENT_UNET], a->matched_in[COMPONENT_TEXT]);
+            name, f->format->name, f->style, a->matched, f->list.n, a->matched_in[COMPONENT_UNET],
+            a->matched_in[COMPONENT_TEXT]);
 }
 
 /* What did not match and why; a dozen unless all are asked for. */
@@ -296,27 +319,34 @@ static int open_adapter(struct render *d, int i, struct err *err)
 {
     struct request_adapter *ra = &d->r.adapter[i];
     struct bind_report report = {0};
-    int rc = adapter_file_open(&d->file[i], ra->path, err);
+    int rc = request_check_adapter(&d->r, ra, err);
+    rc = rc < 0 ? rc : adapter_file_open(&d->file[i], ra->path, err);
     if (rc < 0)
         return rc;
     struct adapter_file *f = d->file[i];
+    const char *name = ra->name ? ra->name : f->name;
+    if (ra->row && strcmp(ra->row->data_sha256, f->data_sha256))
+        return err_set(err, ERR_MISMATCH,
+                       "%s: %s is damaged (its weights are not those that were added); weft verify "
+                       "tells more",
+                       name, ra->path);
     if (*ra->sha256 && strcmp(ra->sha256, f->data_sha256))
         return err_set(err, ERR_MISMATCH,
                        "%s: not the file the picture was made with (its weights differ)", ra->path);
     memcpy(ra->sha256, f->data_sha256, sizeof ra->sha256);
-    rc = adapter_bind(&d->adapter[i], d->dev, &d->model->sites, &f->list, f->name, d->r.fold,
-                      &report, err);
+    rc = adapter_bind(&d->adapter[i], d->dev, &d->model->sites, &f->list, name, d->r.fold, &report,
+                      err);
     if (rc < 0)
         err_prefix(err, "%s", ra->path);
     if (rc == 0)
-        tell_misfits(d, f->name, &report);
+        tell_misfits(d, name, &report);
     if (rc == 0 && report.n && !d->allow_partial)
         rc = err_set(err, ERR_MISMATCH,
                      "%s: %d of its %d weights do not fit this model (listed above); "
                      "--allow-partial uses the others",
                      ra->path, report.n, f->list.n);
     if (rc == 0 && d->verbose)
-        tell_adapter(f, d->adapter[i]);
+        tell_adapter(name, f, d->adapter[i]);
     bind_report_release(&report);
     if (rc == 0)
         d->use[i] = (struct use){d->adapter[i], (float)ra->unet, (float)ra->te, ra->from, ra->to};
@@ -338,11 +368,18 @@ static int open_adapters(struct render *d, struct err *err)
 /* Prompt and negative prompt, and the adapters that the prompt names. */
 static int read_prompts(struct render *d, struct err *err)
 {
+    bool changed = false;
     int rc = prompt_read(&d->prompt, d->r.prompt, err);
     rc = rc < 0 ? rc : prompt_read_negative(&d->negative, d->r.negative, err);
     for (size_t i = 0; i < d->prompt.n_adapter && rc == 0 && !d->named; i++) {
         const struct prompt_adapter *a = &d->prompt.adapter[i];
         rc = request_add_named(&d->r, a->name, a->te, a->unet, err);
+    }
+    if (rc == 0)
+        rc = request_triggers(&d->r, &d->prompt, d->triggers, &changed, err);
+    if (rc == 0 && changed) {
+        prompt_release(&d->prompt);
+        rc = prompt_read(&d->prompt, d->r.prompt, err);
     }
     return rc;
 }
@@ -472,9 +509,10 @@ static json_t *adapter_report(const struct render *d, int i)
 {
     const struct request_adapter *a = &d->r.adapter[i];
     char id[13];
-    snprintf(id, sizeof id, "%.12s", a->sha256);
-    return json_pack("{s:s, s:s, s:f, s:i, s:i}", "name", d->file[i]->name, "id", id, "strength",
-                     a->unet, "sites", d->file[i]->list.n, "matched", d->adapter[i]->matched);
+    snprintf(id, sizeof id, "%.12s", a->id ? a->id : a->sha256);
+    return json_pack("{s:s, s:s, s:f, s:i, s:i}", "name", a->name ? a->name : d->file[i]->name,
+                     "id", id, "strength", a->unet, "sites", d->file[i]->list.n, "matched",
+                     d->adapter[i]->matched);
 }
 
 static void report(const struct render *d, const char *path, double seconds)
@@ -646,6 +684,7 @@ static void release(struct render *d)
     prompt_release(&d->negative);
     image_release(&d->init);
     request_release(&d->r);
+    repo_close(d->repo);
 }
 
 static int run(const struct command *self, int argc, char **argv)

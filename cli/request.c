@@ -22,6 +22,11 @@ static void adapter_release(struct request_adapter *a)
 {
     free(a->ref);
     free(a->path);
+    free(a->name);
+    free(a->id);
+    if (a->row)
+        repo_adapter_release(a->row);
+    free(a->row);
 }
 
 void request_release(struct request *r)
@@ -85,10 +90,56 @@ static char *find_file(const char *name, size_t len)
     return NULL;
 }
 
-static int no_such_adapter(const char *ref, size_t len, struct err *err)
+int request_take_row(struct request_adapter *a, const struct repo_adapter *row, struct err *err)
 {
+    a->row = malloc(sizeof *a->row);
+    if (!a->row)
+        return err_nomem(err, sizeof *a->row);
+    *a->row = *row;
+    snprintf(a->file_sha256, sizeof a->file_sha256, "%s", row->file_sha256);
+    int rc = request_set(&a->path, row->path, err);
+    rc = rc < 0 ? rc : request_set(&a->name, row->name, err);
+    rc = rc < 0 ? rc : request_set(&a->id, row->id, err);
+    return rc;
+}
+
+/* What name[0..len) means: a name, alias or id of the repository; a file, which may be one of the
+ * repository; the beginning of a hash. 1: found, 0: not, negative: it may be any of several, or the
+ * repository cannot tell. */
+static int locate(const struct request *r, struct request_adapter *a, const char *name, size_t len,
+                  struct err *err)
+{
+    struct repo_adapter row;
+    char *ref = strndup(name, len), *path = NULL;
+    int rc = !ref ? err_nomem(err, len) : r->repo ? repo_find_name(r->repo, ref, &row, err) : 1;
+    if (rc == 1)
+        path = find_file(name, len);
+    if (rc == 1 && r->repo)
+        rc = path ? repo_find_file(r->repo, ref, &row, err) : repo_find(r->repo, ref, &row, err);
+    if (rc == 0) {
+        rc = request_take_row(a, &row, err);
+        rc = rc < 0 ? rc : 1;
+    } else if (rc == 1 && path) {
+        a->path = path;
+        path = NULL;
+    } else if (rc == 1) {
+        rc = 0;
+    }
+    free(path);
+    free(ref);
+    return rc;
+}
+
+static int no_such_adapter(const struct request *r, const char *ref, size_t len, struct err *err)
+{
+    struct repo_adapter row;
     char *path = with_ending(ref, len, "");
     bool folder = path && file_kind(path) == 2;
+    bool name = path && !strchr(path, '/') && !strstr(path, ".safetensors");
+    if (r->repo && name && !folder && repo_need(r->repo, path, &row, err) < 0) {
+        free(path);
+        return err->code;
+    }
     free(path);
     return err_set(err, ERR_IO, "%.*s: %s", (int)len, ref,
                    folder ? "a folder without adapter_model.safetensors" : "no such adapter file");
@@ -148,21 +199,24 @@ static bool last_pair(const char *s, size_t n, size_t *comma, size_t *equals)
     return e > i && e < n && s[e] == '=';
 }
 
-/* The file that text[0..n) means: a name, or NAME:STRENGTH. *end is where the name ends. */
-static char *find_ref(const char *text, size_t n, size_t *end, double *strength)
+/* What text[0..n) means: a name, or NAME:STRENGTH. 1: found, its strength is set. */
+static int find_ref(const struct request *r, struct request_adapter *a, const char *text, size_t n,
+                    struct err *err)
 {
-    char *path = find_file(text, n);
+    double strength = 1;
     size_t colon = n;
-
-    *end = n;
-    if (path)
-        return path;
-    while (colon > 0 && text[colon - 1] != ':')
-        colon--;
-    if (colon < 2 || parse_double(text + colon, n - colon, strength) < 0)
-        return NULL;
-    *end = colon - 1;
-    return find_file(text, colon - 1);
+    int rc = locate(r, a, text, n, err);
+    if (rc == 1 && a->row && !isnan(a->row->strength))
+        strength = a->row->strength;
+    if (rc == 0) {
+        while (colon > 0 && text[colon - 1] != ':')
+            colon--;
+        if (colon < 2 || parse_double(text + colon, n - colon, &strength) < 0)
+            return 0;
+        rc = locate(r, a, text, colon - 1, err);
+    }
+    a->unet = a->te = strength;
+    return rc;
 }
 
 static void drop(struct request *r, int i)
@@ -191,20 +245,18 @@ static void drop_older(struct request *r)
 int request_add_adapter(struct request *r, const char *text, struct err *err)
 {
     struct request_adapter *a = add(r, err);
-    size_t n = strlen(text), equals, end = 0;
-    double strength = 1;
+    size_t n = strlen(text), equals;
 
     if (!a)
         return ERR_NOMEM;
     int rc = request_set(&a->ref, text, err);
-    /* A name may hold commas, colons and equals signs: the longest beginning that names a file, alone
-     * or with a strength behind it, is the name. */
-    while (rc == 0 && !(a->path = find_ref(text, n, &end, &strength)) &&
-           last_pair(text, n, &n, &equals))
-        strength = 1;
-    if (rc == 0 && !a->path)
-        return no_such_adapter(text, n, err);
-    a->unet = a->te = strength;
+    /* A name may hold commas, colons and equals signs: the longest beginning that names something,
+     * alone or with a strength behind it, is the name. */
+    while (rc == 0 && (rc = find_ref(r, a, text, n, err)) == 0 && last_pair(text, n, &n, &equals))
+        ;
+    if (rc == 0)
+        return no_such_adapter(r, text, n, err);
+    rc = rc < 0 ? rc : 0;
     while (rc == 0 && text[n] == ',') {
         const char *pair = text + n + 1, *eq = strchr(pair, '=');
         size_t len = strcspn(pair, ","), nk = eq ? (size_t)(eq - pair) : len;
@@ -224,10 +276,10 @@ int request_add_named(struct request *r, const char *name, double te, double une
     a->te = te;
     a->unet = unet;
     a->in_prompt = true;
-    a->path = find_file(name, strlen(name));
-    if (!a->path)
-        return no_such_adapter(name, strlen(name), err);
-    return request_set(&a->ref, name, err);
+    int rc = locate(r, a, name, strlen(name), err);
+    if (rc == 0)
+        return no_such_adapter(r, name, strlen(name), err);
+    return rc < 0 ? rc : request_set(&a->ref, name, err);
 }
 
 /* ---- the weft chunk -------------------------------------------------------------------------- */
@@ -301,9 +353,16 @@ static json_t *field_json(const struct request *r, const struct field *f)
 
 static json_t *adapter_json(const struct request_adapter *a)
 {
-    return json_pack("{s:s, s:s, s:s, s:f, s:f, s:i, s:i, s:b}", "ref", a->ref, "file", a->path,
-                     "data_sha256", a->sha256, "unet", a->unet, "te", a->te, "from", a->from, "to",
-                     a->to, "in_prompt", a->in_prompt);
+    json_t *j = json_pack("{s:s, s:s, s:s, s:f, s:f, s:i, s:i, s:b}", "ref", a->ref, "file",
+                          a->path, "data_sha256", a->sha256, "unet", a->unet, "te", a->te, "from",
+                          a->from, "to", a->to, "in_prompt", a->in_prompt);
+    if (j && a->name && a->id &&
+        json_object_update_new(j, json_pack("{s:s, s:s, s:s}", "name", a->name, "id", a->id,
+                                            "file_sha256", a->file_sha256)) < 0) {
+        json_decref(j);
+        return NULL;
+    }
+    return j;
 }
 
 char *request_to_json(const struct request *r, struct err *err)
@@ -370,19 +429,23 @@ static int field_read(struct request *r, const struct field *f, const json_t *v,
 
 static int adapter_read(struct request *r, json_t *v, struct err *err)
 {
-    const char *ref = NULL, *file = NULL, *sha = NULL;
+    const char *ref = NULL, *file = NULL, *sha = NULL, *name = NULL, *id = NULL, *whole = "";
     struct request_adapter *a = add(r, err);
     int in_prompt = 0;
     if (!a)
         return ERR_NOMEM;
-    if (json_unpack(v, "{s:s, s:s, s:s, s:F, s:F, s:i, s:i, s:b!}", "ref", &ref, "file", &file,
-                    "data_sha256", &sha, "unet", &a->unet, "te", &a->te, "from", &a->from, "to",
-                    &a->to, "in_prompt", &in_prompt) ||
-        !*sha || !is_hash(sha) || a->from < 0 || a->to < 0)
+    if (json_unpack(v, "{s:s, s:s, s:s, s:F, s:F, s:i, s:i, s:b, s?s, s?s, s?s!}", "ref", &ref,
+                    "file", &file, "data_sha256", &sha, "unet", &a->unet, "te", &a->te, "from",
+                    &a->from, "to", &a->to, "in_prompt", &in_prompt, "name", &name, "id", &id,
+                    "file_sha256", &whole) ||
+        !*sha || !is_hash(whole) || !is_hash(sha) || a->from < 0 || a->to < 0)
         return err_set(err, ERR_FORMAT, "its weft chunk has a damaged adapter");
     a->in_prompt = in_prompt;
     strcpy(a->sha256, sha);
+    strcpy(a->file_sha256, whole);
     int rc = request_set(&a->ref, ref, err);
+    rc = rc < 0 ? rc : request_set(&a->name, name, err);
+    rc = rc < 0 ? rc : request_set(&a->id, id, err);
     return rc < 0 ? rc : request_set(&a->path, file, err);
 }
 
@@ -450,7 +513,7 @@ static void put_prompt(FILE *f, const struct request *r)
     fputs(r->prompt, f);
     for (int i = 0; i < r->n_adapter; i++) {
         const struct request_adapter *a = &r->adapter[i];
-        char *name = a->in_prompt ? NULL : file_stem(a->path);
+        char *name = a->in_prompt ? NULL : a->name ? strdup(a->name) : file_stem(a->path);
         if (!name)
             continue;
         fprintf(f, " <lora:%s:%g", name, a->te);
@@ -471,7 +534,8 @@ static void put_hashes(FILE *f, const struct request *r)
     if (!m)
         return;
     for (int i = 0; i < r->n_adapter; i++) {
-        char *name = file_stem(r->adapter[i].path);
+        const struct request_adapter *a = &r->adapter[i];
+        char *name = a->name ? strdup(a->name) : file_stem(a->path);
         fprintf(m, "%s%s: %.12s", i ? ", " : "", name ? name : "", r->adapter[i].sha256);
         free(name);
     }

@@ -6,8 +6,8 @@
 #ifndef WEFT_REQUEST_H
 #define WEFT_REQUEST_H
 
-#include "unet/err.h"
-#include "unet/hash.h"
+#include "store/repo.h"
+#include "unet/prompt.h"
 
 #include <jansson.h>
 #include <stdbool.h>
@@ -21,9 +21,15 @@ struct request_adapter {
     double unet, te;
     int from, to;
     bool in_prompt; /* the prompt itself names it */
+    /* Of one in the repository, else NULL and "": how it is called there. */
+    char *name, *id;
+    char file_sha256[HASH_HEX];
+    struct repo_adapter *row; /* owned; NULL also for one that a picture brought along */
 };
 
 struct request {
+    struct repo
+        *repo;   /* where names of adapters and models are looked up; borrowed, NULL: files only */
     char *model; /* folder; NULL: the default */
     char *prompt, *negative;
     struct request_adapter *adapter;
@@ -50,14 +56,29 @@ int request_set(char **to, const char *text, struct err *err);
 /* Whether every number is one that can be used; the message names the option. */
 int request_check(const struct request *r, struct err *err);
 
-/* Adds an adapter from the text of -a. The longest beginning that names a file is the file. One of the
- * same file that a picture brought along (r read by request_from_json) makes room for it. */
+/* Adds an adapter from the text of -a. The longest beginning that names one in the repository or a file
+ * is the reference; where no strength follows, the preferred one is taken, or 1. One of the same file that a picture brought along (r read by request_from_json) makes room for it. */
 int request_add_adapter(struct request *r, const char *text, struct err *err);
 /* The same from a <lora:…> in the prompt. */
 int request_add_named(struct request *r, const char *name, double te, double unet, struct err *err);
 
 /* Forgets the adapters that the prompt named. */
 void request_drop_named(struct request *r);
+
+/* Fills in what the repository knows of an adapter. Takes row's strings. */
+int request_take_row(struct request_adapter *a, const struct repo_adapter *row, struct err *err);
+
+/* request_repo.c: a registered model's name becomes its folder; without a name the only registered model
+ * is taken. */
+int request_model(struct request *r, struct err *err);
+/* Before a file is opened: where the one that a picture was made with is gone, takes one of the
+ * repository with the same tensors; one of the repository must still be what was added. */
+int request_relocate(struct request *r, struct request_adapter *a, struct err *err);
+int request_check_adapter(struct request *r, struct request_adapter *a, struct err *err);
+/* Adapters of which no group of triggers is in the prompt (read as p): a hint on stderr, or with add the
+ * first group in front of the prompt, which must be read anew when it changed. */
+int request_triggers(struct request *r, const struct prompt *p, bool add, bool *changed,
+                     struct err *err);
 
 /* The `weft` chunk: all of the above as JSON, and back. Only a chunk of this form is read: each key must be
  * there and in range, and none besides. */

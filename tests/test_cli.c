@@ -1,4 +1,5 @@
 /* The program as a user meets it: messages, exit codes, files. WEFT_BIN names the program. */
+#include "shell.h"
 #include "unet/file.h"
 #include "unet/image.h"
 #include "unet/safetensors.h"
@@ -6,12 +7,9 @@
 
 #include <criterion/criterion.h>
 #include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <jansson.h>
 #include <math.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,83 +20,6 @@
 #define MODEL  "tests/golden/data/tiny-sd1"
 #define MODEL2 "tests/golden/data/tiny-sd2"
 #define LORA   "tests/golden/data/lora-kohya.safetensors"
-
-/* A folder of the test's own, and what the last command said. */
-struct shell {
-    char dir[64];
-    int code; /* exit code, or 128 + signal */
-    char *out, *err;
-};
-
-static void shell_open(struct shell *s)
-{
-    memset(s, 0, sizeof *s);
-    strcpy(s->dir, "/tmp/weft-cli-XXXXXX");
-    cr_assert(mkdtemp(s->dir), "%s", strerror(errno));
-}
-
-static void shell_close(struct shell *s)
-{
-    char cmd[100];
-    free(s->out);
-    free(s->err);
-    snprintf(cmd, sizeof cmd, "rm -rf %s", s->dir);
-    cr_assert_eq(system(cmd), 0);
-}
-
-/* dir/name, in one of a few rotating buffers. */
-static const char *in(const struct shell *s, const char *name)
-{
-    static char buf[64][256];
-    static int next;
-    char *b = buf[next++ % 64];
-    snprintf(b, sizeof buf[0], "%s/%s", s->dir, name);
-    return b;
-}
-
-static pid_t start(struct shell *s, char *const argv[])
-{
-    pid_t pid = fork();
-    if (pid == 0) {
-        int o = open(in(s, ".out"), O_CREAT | O_TRUNC | O_WRONLY, 0600);
-        int e = open(in(s, ".err"), O_CREAT | O_TRUNC | O_WRONLY, 0600);
-        dup2(o, 1);
-        dup2(e, 2);
-        execv(argv[0], argv);
-        _exit(127);
-    }
-    cr_assert(pid > 0);
-    return pid;
-}
-
-static void finish(struct shell *s, pid_t pid)
-{
-    int status;
-    struct err err;
-    cr_assert_eq(waitpid(pid, &status, 0), pid);
-    s->code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    free(s->out);
-    free(s->err);
-    cr_assert_eq(file_read(&s->out, NULL, in(s, ".out"), 1 << 24, &err), 0, "%s", err.msg);
-    cr_assert_eq(file_read(&s->err, NULL, in(s, ".err"), 1 << 24, &err), 0, "%s", err.msg);
-}
-
-/* Runs weft with these arguments, the last NULL. */
-static void weft(struct shell *s, ...)
-{
-    char *argv[64];
-    const char *bin = getenv("WEFT_BIN");
-    int n = 0;
-    va_list ap;
-    argv[n++] = strdup(bin ? bin : "build/weft");
-    va_start(ap, s);
-    for (char *a; (a = va_arg(ap, char *));)
-        argv[n++] = a;
-    va_end(ap);
-    argv[n] = NULL;
-    finish(s, start(s, argv));
-    free(argv[0]);
-}
 
 /* Pictures, or halves of them, in the folder. */
 static int files(const struct shell *s)

@@ -1,0 +1,242 @@
+/* weft bench store: how fast the repository is when much is in it. */
+#include "shelf.h"
+
+#include "unet/file.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+struct bench {
+    const char *make, *dir;
+    char root[300], home[400], files[400];
+    int rows, at; /* files made so far */
+    bool json;
+};
+
+#define COPIES      2000 /* files that are added with --copy, before and after the others */
+#define MAX_OPTIONS 6
+
+static void make_options(struct option o[MAX_OPTIONS], struct bench *b)
+{
+    const struct option table[] = {
+        {"rows", 0, OPTION_INT, &b->rows, "N", "adapters to have; default 100000", 1, 10000000,
+         NULL},
+        {"dir", 0, OPTION_TEXT, &b->dir, "DIR",
+         "where to work, on the disk that is meant; default "
+         "/tmp",
+         0, 0, NULL},
+        {"make", 0, OPTION_TEXT, &b->make, "DIR", "only write the N small adapter files, there", 0,
+         0, NULL},
+        {"json", 0, OPTION_FLAG, &b->json, NULL, "a line a figure: name, value, unit", 0, 0, NULL},
+        {.name = NULL},
+    };
+    memcpy(o, table, sizeof table);
+}
+
+void bench_store_help(void)
+{
+    struct bench b;
+    struct option o[MAX_OPTIONS];
+    make_options(o, &b);
+    puts("\nweft bench store measures the repository:");
+    options_help(o);
+}
+
+static void figure(const struct bench *b, const char *name, double value, const char *unit)
+{
+    if (b->json)
+        json_line(json_pack("{s:s, s:f, s:s}", "name", name, "value", value, "unit", unit));
+    else
+        printf("%-44s %10.1f %s\n", name, value, unit);
+    fflush(stdout);
+}
+
+/* ---- files ----------------------------------------------------------------------------------- */
+
+/* The n-th small LoRA: two sites of an SD 1.x UNet, rank 2; no two are alike. */
+static int write_file(const char *dir, int n, struct err *err)
+{
+    static const char *const words[] = {"river",  "castle", "portrait", "neon",  "paper",
+                                        "winter", "brass",  "meadow",   "robot", "silk"};
+    const char *site = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k";
+    char header[1200], path[600];
+    uint16_t half[2 * (768 + 320)];
+    uint64_t len, size = sizeof half;
+    uint32_t s = (uint32_t)n * 2654435761u + 1;
+
+    for (size_t i = 0; i < sizeof half / sizeof *half; i++) {
+        s = s * 1664525u + 1013904223u;
+        half[i] = (uint16_t)(0x2000 | (s >> 20)); /* halves from 0.008 to 0.03 */
+    }
+    snprintf(
+        header, sizeof header,
+        "{\"__metadata__\":{\"ss_output_name\":\"run_%d\",\"modelspec.title\":\"%s %s %d\","
+        "\"modelspec.trigger_phrase\":\"%s%d\"},"
+        "\"%s.lora_down.weight\":{\"dtype\":\"F16\",\"shape\":[2,768],\"data_offsets\":[0,%d]},"
+        "\"%s.lora_up.weight\":{\"dtype\":\"F16\",\"shape\":[320,2],\"data_offsets\":[%d,%d]}}",
+        n / 10, words[n % 10], words[n / 10 % 10], n, words[n % 10], n, site, 2 * 2 * 768, site,
+        2 * 2 * 768, (int)size);
+    len = strlen(header);
+    snprintf(path, sizeof path, "%.500s/%03d", dir, n / 1000);
+    mkdir(path, 0777);
+    snprintf(path, sizeof path, "%.500s/%03d/%s_%06d.safetensors", dir, n / 1000, words[n % 10], n);
+    FILE *f = fopen(path, "wb");
+    bool good = f && fwrite(&len, sizeof len, 1, f) == 1 && fwrite(header, len, 1, f) == 1 &&
+                fwrite(half, size, 1, f) == 1;
+    if (f)
+        good = fclose(f) == 0 && good;
+    return good ? 0 : err_set(err, ERR_IO, "%s: %s", path, strerror(errno));
+}
+
+static int make_files(const char *dir, int from, int n, struct err *err)
+{
+    int rc = 0;
+    if (mkdir(dir, 0777) < 0 && errno != EEXIST)
+        return err_set(err, ERR_IO, "%s: %s", dir, strerror(errno));
+    for (int i = 0; i < n && rc == 0; i++)
+        rc = write_file(dir, from + i, err);
+    return rc;
+}
+
+static void remove_tree(const char *dir)
+{
+    char path[1000];
+    DIR *d = opendir(dir);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."))
+            continue;
+        snprintf(path, sizeof path, "%.700s/%.255s", dir, e->d_name);
+        if (e->d_type == DT_DIR)
+            remove_tree(path);
+        else
+            unlink(path);
+    }
+    if (d)
+        closedir(d);
+    rmdir(dir);
+}
+
+/* ---- times ----------------------------------------------------------------------------------- */
+
+/* Seconds of the whole program, its output thrown away; negative when it failed. */
+static double run_weft(const struct bench *b, const char *const *arg)
+{
+    const char *argv[12] = {"weft"};
+    int n = 1, status = -1;
+    while (arg[n - 1] && n < 9) {
+        argv[n] = arg[n - 1];
+        n++;
+    }
+    argv[n++] = "--home";
+    argv[n] = b->home;
+    double t = cli_now();
+    pid_t pid = fork();
+    if (pid == 0) {
+        int null = open("/dev/null", O_WRONLY);
+        dup2(null, 1);
+        execv("/proc/self/exe", (char *const *)argv);
+        _exit(127);
+    }
+    if (pid < 0 || waitpid(pid, &status, 0) < 0)
+        return -1;
+    t = cli_now() - t;
+    return status == 0 ? t : -1;
+}
+
+/* n more files, made and then added. */
+static int bench_add(struct bench *b, int n, bool copy, const char *name, struct err *err)
+{
+    char dir[500];
+    snprintf(dir, sizeof dir, "%s/%d", b->files, b->at);
+    int rc = make_files(dir, b->at, n, err);
+    if (rc < 0)
+        return rc;
+    double t = run_weft(b, (const char *[]){"add", dir, copy ? "--copy" : NULL, NULL});
+    if (t < 0)
+        return err_set(err, ERR_IO, "weft add failed");
+    b->at += n;
+    figure(b, name, n / t, "files/s");
+    return 0;
+}
+
+static int bench_read(const struct bench *b, const char *name, const char *const *arg,
+                      struct err *err)
+{
+    double best = 1e9;
+    for (int i = 0; i < 5; i++) {
+        double t = run_weft(b, arg);
+        if (t < 0)
+            return err_set(err, ERR_IO, "weft %s failed", arg[0]);
+        best = t < best ? t : best;
+    }
+    figure(b, name, 1e3 * best, "ms");
+    return 0;
+}
+
+static int bench_all(struct bench *b, struct err *err)
+{
+    const struct {
+        const char *name;
+        const char *arg[6];
+    } reads[] = {
+        {"list", {"list"}},
+        {"list --json, all", {"list", "--json"}},
+        {"list --json --limit 100", {"list", "--json", "--limit", "100"}},
+        {"list --sort added --limit 100", {"list", "--sort", "added", "--limit", "100"}},
+        {"list --base sd1 --tag none", {"list", "--base", "sd1", "--tag", "none"}},
+        {"show NAME", {"show", "castle_000011"}},
+        {"search a word of one", {"search", "castle11"}},
+        {"search a word of a tenth of all", {"search", "castle"}},
+        {"search two words", {"search", "castle", "river"}},
+        {"search a word of all", {"search", "sd1"}},
+    };
+    int left = b->rows - 2 * COPIES, rc = bench_add(b, COPIES, true, "add --copy, first", err);
+    while (rc == 0 && left > 0) {
+        int n = left < 25000 ? left : 25000;
+        char name[60];
+        snprintf(name, sizeof name, "add, with %d in", b->at);
+        rc = bench_add(b, n, false, name, err);
+        left -= n;
+    }
+    rc = rc < 0 ? rc : bench_add(b, COPIES, true, "add --copy, last", err);
+    for (size_t i = 0; i < sizeof reads / sizeof *reads && rc == 0; i++)
+        rc = bench_read(b, reads[i].name, reads[i].arg, err);
+    return rc;
+}
+
+int bench_store(int argc, char **argv)
+{
+    struct bench b = {.rows = 100000, .dir = "/tmp"};
+    struct option o[MAX_OPTIONS];
+    struct err err;
+    const char **rest = calloc((size_t)argc + 1, sizeof *rest);
+    int n = 0;
+
+    make_options(o, &b);
+    int rc = rest ? options_parse(o, argc, argv, rest, &n, &err) : err_nomem(&err, 64);
+    if (rc == 0 && n)
+        rc = err_set(&err, ERR_ARG, "'%.60s' is no option of bench store", rest[0]);
+    free(rest);
+    if (rc == 0 && b.make)
+        rc = make_files(b.make, 0, b.rows, &err);
+    if (rc < 0 || b.make)
+        return rc < 0 ? cli_fail(&err) : EXIT_DONE;
+    snprintf(b.root, sizeof b.root, "%.250s/weft-bench-XXXXXX", b.dir);
+    if (!mkdtemp(b.root)) {
+        err_set(&err, ERR_IO, "%s: no temporary folder can be made", b.root);
+        return cli_fail(&err);
+    }
+    snprintf(b.home, sizeof b.home, "%s/home", b.root);
+    snprintf(b.files, sizeof b.files, "%s/files", b.root);
+    mkdir(b.files, 0777);
+    rc = bench_all(&b, &err);
+    remove_tree(b.root);
+    return rc < 0 ? cli_fail(&err) : EXIT_DONE;
+}

@@ -1,0 +1,67 @@
+/* weft export: hands an adapter's file out again. */
+#include "shelf.h"
+
+#include <stdio.h>
+#include <string.h>
+
+struct export
+{
+    struct shelf s;
+    const char *out;
+};
+
+#define MAX_OPTIONS 5
+
+static void make_options(struct option o[MAX_OPTIONS], struct export *c)
+{
+    const struct option table[] = {
+        {"output", 'o', OPTION_TEXT, &c->out, "FILE",
+         "where to; a folder for one with a PEFT config", 0, 0, NULL},
+        SHELF_OPTIONS(&c->s),
+        {.name = NULL},
+    };
+    memcpy(o, table, sizeof table);
+}
+
+static void help(const struct command *self)
+{
+    struct export c;
+    struct option o[MAX_OPTIONS];
+    (void)self;
+    make_options(o, &c);
+    options_help(o);
+    puts("\nThe file is written byte by byte as it was added, or not at all.");
+}
+
+static int run(const struct command *self, int argc, char **argv)
+{
+    struct export c = {.out = NULL};
+    struct repo_adapter a = {0};
+    struct option o[MAX_OPTIONS];
+    struct err err;
+
+    (void)self;
+    make_options(o, &c);
+    int rc = shelf_parse(&c.s, o, argc, argv, 1, 1, "adapter", &err);
+    if (rc == 0 && !c.out)
+        rc = err_set(&err, ERR_ARG, "where to? -o FILE");
+    rc = rc < 0 ? rc : shelf_open(&c.s, REPO_READ, &err);
+    rc = rc < 0 ? rc : repo_need(c.s.r, c.s.rest[0], &a, &err);
+    rc = rc < 0 ? rc : repo_export(c.s.r, &a, c.out, &err);
+    if (rc == 0 && c.s.json)
+        json_line(json_pack("{s:o, s:o, s:o, s:o}", "file", json_text(c.out), "name",
+                            json_text(a.name), "id", json_text(a.id), "file_sha256",
+                            json_text(a.file_sha256)));
+    else if (rc == 0)
+        printf("%s  %s\n", shown(c.out), a.file_sha256);
+    repo_adapter_release(&a);
+    return shelf_close(&c.s, rc, &err);
+}
+
+const struct command command_export = {
+    .name = "export",
+    .usage = "weft export NAME -o FILE",
+    .about = "an adapter's file, as it was added",
+    .run = run,
+    .help = help,
+};

@@ -1,0 +1,82 @@
+/* weft rm: forgets adapters. */
+#include "shelf.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define MAX_OPTIONS 4
+
+static void make_options(struct option o[MAX_OPTIONS], struct shelf *s)
+{
+    const struct option table[] = {
+        SHELF_OPTIONS(s),
+        {.name = NULL},
+    };
+    memcpy(o, table, sizeof table);
+}
+
+static void help(const struct command *self)
+{
+    struct shelf s;
+    struct option o[MAX_OPTIONS];
+    (void)self;
+    make_options(o, &s);
+    options_help(o);
+    puts("\nFiles used in place are left alone (and are found again by weft sync where their "
+         "folder is\n"
+         "known). A copy of our own stays until weft gc.");
+}
+
+/* All of them or none. */
+static int remove_all(struct shelf *s, struct err *err)
+{
+    struct repo_adapter a;
+    json_t *lines = json_array();
+    json_t *v;
+    size_t at;
+    int rc = repo_begin(s->r, err);
+    bool begun = rc == 0;
+    for (int i = 0; i < s->n && rc == 0; i++) {
+        rc = repo_need(s->r, s->rest[i], &a, err);
+        if (rc < 0)
+            break;
+        rc = repo_remove(s->r, a.key, err);
+        json_array_append_new(lines, json_pack("{s:s, s:o, s:o, s:o}", "status", "removed", "name",
+                                               json_text(a.name), "id", json_text(a.id), "file",
+                                               json_text(a.path)));
+        repo_adapter_release(&a);
+    }
+    if (begun)
+        rc = repo_end(s->r, rc, err);
+    json_array_foreach(lines, at, v)
+    {
+        if (rc == 0 && s->json)
+            json_line(json_incref(v));
+        else if (rc == 0)
+            printf("removed   %s\n", shown(json_string_value(json_object_get(v, "name"))));
+    }
+    json_decref(lines);
+    return rc;
+}
+
+static int run(const struct command *self, int argc, char **argv)
+{
+    struct shelf s = {0};
+    struct option o[MAX_OPTIONS];
+    struct err err;
+
+    (void)self;
+    make_options(o, &s);
+    int rc = shelf_parse(&s, o, argc, argv, 1, -1, "adapters", &err);
+    rc = rc < 0 ? rc : shelf_open(&s, REPO_WRITE, &err);
+    rc = rc < 0 ? rc : remove_all(&s, &err);
+    return shelf_close(&s, rc, &err);
+}
+
+const struct command command_rm = {
+    .name = "rm",
+    .usage = "weft rm NAME...",
+    .about = "forget adapters; files stay",
+    .run = run,
+    .help = help,
+};

@@ -1,0 +1,203 @@
+/* repo.h: the repository: which adapters a person has, what each is, and where it lies.
+ *
+ * A folder with a SQLite database (weft.db) and our own copies of files (blobs/). Files stay where they
+ * are unless a copy is asked for; no file of the user's is ever changed. What an adapter is comes from
+ * its tensors (store/facts.h). At any kill point the repository is whole: a file is in it once its
+ * bytes, its name and its row are on the disk, in this order. Several programs may use one at once.
+ *
+ *     struct repo *r;
+ *     struct repo_adapter a;
+ *     char *home = repo_home(NULL);
+ *     repo_open(&r, home, REPO_WRITE, &err);
+ *     repo_add(r, paths, n, &(struct repo_add){.event = print}, &sum, &err);
+ *     if (repo_find(r, "ghibli", &a, &err) == 0)
+ *         …                                    // a.path is what to open
+ *     repo_adapter_release(&a);
+ *     repo_close(r);
+ *
+ * Strings in structs are owned by them unless said; NULL means that there is none.
+ */
+#ifndef WEFT_REPO_H
+#define WEFT_REPO_H
+
+#include "unet/err.h"
+#include "unet/hash.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct repo;
+
+enum repo_mode {
+    REPO_READ,  /* never changed; works on a disk that cannot be written */
+    REPO_WRITE, /* made when it is not there; what a killed program left behind is cleared away */
+};
+
+/* `given`, else $WEFT_HOME, else $XDG_DATA_HOME/weft, else ~/.local/share/weft. A new string, NULL when
+ * there is no memory. */
+char *repo_home(const char *given);
+/* Whether there is a repository. */
+bool repo_exists(const char *home);
+int repo_open(struct repo **out, const char *home, enum repo_mode mode, struct err *err);
+void repo_close(struct repo *r);
+
+/* ---- lists of texts -------------------------------------------------------------------------- */
+
+struct texts {
+    char **item; /* owned */
+    int n;
+};
+/* Adds a copy. */
+int texts_add(struct texts *t, const char *s, struct err *err);
+bool texts_have(const struct texts *t, const char *s);
+void texts_release(struct texts *t);
+
+/* ---- one adapter ----------------------------------------------------------------------------- */
+
+struct repo_adapter {
+    int64_t key;
+    char *id, *name; /* id: 12 hex digits that never change */
+    char *path;      /* the file to open: where it lies, or our own copy */
+    char *source;    /* where it was found; of a copy it may be gone */
+    bool copied;
+    int64_t bytes, mtime, missing,
+        added; /* mtime: ns of the file as read; missing: since when, 0 */
+    char *file_sha256, *data_sha256, *declared_hash, *config_sha256;
+    char *format, *style, *kinds, *base, *unusable, *dtype; /* as in struct facts */
+    int context, rank[2], sites, tensors;
+    double norm, strength; /* NaN: not known, none preferred */
+    char *category, *class_word, *notes, *preview;
+};
+void repo_adapter_release(struct repo_adapter *a);
+
+/* What ref means: a whole name, alias, id or hash; a file that is in the repository; the beginning of an
+ * id or hash (4 digits or more). ERR_MISMATCH: it means several, which the message lists; 1: nothing
+ * here. */
+int repo_find(struct repo *r, const char *ref, struct repo_adapter *out, struct err *err);
+/* The same for whole names, aliases and ids alone; and for a file alone, named as a user does (itself,
+ * with .safetensors, or a PEFT folder). */
+int repo_find_name(struct repo *r, const char *ref, struct repo_adapter *out, struct err *err);
+int repo_find_file(struct repo *r, const char *ref, struct repo_adapter *out, struct err *err);
+/* The same, but nothing found is ERR_IO with a message. */
+int repo_need(struct repo *r, const char *ref, struct repo_adapter *out, struct err *err);
+/* The one with these tensors whose file is there, if any: 0 or 1. */
+int repo_find_data(struct repo *r, const char *data_sha256, struct repo_adapter *out,
+                   struct err *err);
+/* That the file is still what was added: same size and time, or else the same tensors by their hash.
+ * ERR_MISMATCH or ERR_IO say what to do. */
+int repo_check(struct repo *r, const struct repo_adapter *a, struct err *err);
+
+/* What a file is, without a repository: the same fields, key 0 and no id. */
+int repo_inspect(const char *path, struct repo_adapter *out, char **metadata, char **beside,
+                 struct err *err);
+/* Where the base is unknown and a registered model has the same text width, its name is the base. */
+int repo_name_base(struct repo *r, struct repo_adapter *a, struct err *err);
+
+enum repo_texts {
+    REPO_TAGS,
+    REPO_TRIGGERS,   /* a text a group: "sks monkey, red hat" */
+    REPO_CANDIDATES, /* triggers guessed from tag frequencies */
+    REPO_ALIASES,
+    REPO_TWINS, /* names of others with the same tensors */
+};
+int repo_texts(struct repo *r, int64_t key, enum repo_texts which, struct texts *out,
+               struct err *err);
+/* Metadata of the file and what lay beside it, each a JSON object or NULL. New strings. */
+int repo_metadata(struct repo *r, int64_t key, char **file, char **beside, struct err *err);
+
+/* ---- many ------------------------------------------------------------------------------------ */
+
+struct repo_filter {
+    const char *tag, *base, *kind, *category; /* NULL: any */
+    const char *model;                        /* name of a registered model that it must fit */
+    int context;                              /* or its cross-attention width; 0: any */
+    bool missing;                             /* only those whose file is gone */
+    const char *sort;                         /* name added size base rank; NULL: name */
+    int limit;                                /* 0: all */
+};
+/* Calls each adapter; what it is given is released afterwards. A nonzero return stops. */
+int repo_list(struct repo *r, const struct repo_filter *f,
+              int (*each)(void *user, const struct repo_adapter *a), void *user, struct err *err);
+/* Adapters whose name, tags, triggers, notes or metadata hold all words, best first; score: higher is
+ * better, why: what was found, with the words in [ ]. "quoted words" are matched as they stand. */
+int repo_search(struct repo *r, const char *words, int limit,
+                int (*each)(void *user, const struct repo_adapter *a, double score,
+                            const char *why),
+                void *user, struct err *err);
+int repo_count(struct repo *r, int64_t *adapters, struct err *err);
+
+/* ---- bringing in ----------------------------------------------------------------------------- */
+
+struct repo_event { /* borrowed texts; NULL where there is none */
+    const char *path, *status, *name, *id, *reason;
+};
+struct repo_add {
+    bool copy;
+    /* Called for each file once what is said of it is on the disk. status: added duplicate unchanged
+     * refused; repo_sync also: relinked changed missing. */
+    void (*event)(void *user, const struct repo_event *e);
+    int (*progress)(void *user, int done, int total); /* nonzero stops; NULL: none */
+    void *user;
+};
+struct repo_sum {
+    int added, duplicate, unchanged, refused, relinked, changed, missing;
+    int64_t bytes_read;
+};
+/* Files, and everything in folders, which are looked through again by repo_sync. A bad file is an event,
+ * never an error; errors are of the repository itself (disk full, damaged). */
+int repo_add(struct repo *r, const char *const *path, int n, const struct repo_add *how,
+             struct repo_sum *sum, struct err *err);
+/* Looks at every file and folder again: takes what is new or changed, finds what was moved by its
+ * tensors, marks what is gone. */
+int repo_sync(struct repo *r, const struct repo_add *how, struct repo_sum *sum, struct err *err);
+
+/* ---- editing --------------------------------------------------------------------------------- */
+
+enum repo_field { REPO_NAME, REPO_CATEGORY, REPO_CLASS_WORD, REPO_NOTES };
+/* text "" or NULL: none (a name must be). */
+int repo_set(struct repo *r, int64_t key, enum repo_field field, const char *text, struct err *err);
+/* NaN: none. */
+int repo_set_strength(struct repo *r, int64_t key, double strength, struct err *err);
+int repo_tag(struct repo *r, int64_t key, const char *tag, bool on, struct err *err);
+/* Adds a group of trigger words; words NULL: forgets all groups. */
+int repo_trigger(struct repo *r, int64_t key, const char *words, struct err *err);
+/* Forgets the adapter. The file stays; so does our copy, until repo_gc. */
+int repo_remove(struct repo *r, int64_t key, struct err *err);
+/* Several edits as one: all or none. */
+int repo_begin(struct repo *r, struct err *err);
+int repo_end(struct repo *r, int rc, struct err *err);
+
+/* ---- care ------------------------------------------------------------------------------------ */
+
+struct repo_report {
+    int64_t checked;
+    struct texts damaged, missing,
+        orphaned; /* "NAME: why"; orphaned: files of ours that no row needs */
+    struct texts names_damaged, names_missing; /* the names alone */
+};
+/* Reads every file and compares hashes; n 0: all adapters, and the database itself. */
+int repo_verify(struct repo *r, const int64_t *key, int n, struct repo_report *out,
+                int (*progress)(void *user, int done, int total), void *user, struct err *err);
+void repo_report_release(struct repo_report *p);
+/* Removes copies that no adapter needs. dry: only says which. */
+int repo_gc(struct repo *r, bool dry, struct texts *removed, int64_t *bytes, struct err *err);
+/* Copies the adapter's file to `to`, byte by byte, or refuses when it is not what was added. One with a
+ * PEFT config becomes a folder. */
+int repo_export(struct repo *r, const struct repo_adapter *a, const char *to, struct err *err);
+
+/* ---- models ---------------------------------------------------------------------------------- */
+
+struct repo_model {
+    char *name, *path, *fingerprint;
+    int context; /* width of the text that cross-attention sees */
+    int64_t added;
+};
+void repo_model_release(struct repo_model *m);
+int repo_model_add(struct repo *r, const struct repo_model *m, struct err *err);
+/* 1: no such model. */
+int repo_model_find(struct repo *r, const char *name, struct repo_model *out, struct err *err);
+int repo_model_list(struct repo *r, int (*each)(void *user, const struct repo_model *m), void *user,
+                    struct err *err);
+int repo_model_remove(struct repo *r, const char *name, struct err *err);
+
+#endif

@@ -1,0 +1,105 @@
+-- The repository's database, as numbered migrations. Each runs once, in one transaction, and then
+-- PRAGMA user_version is its number. One that has been released is never edited; add another.
+-- Paths are BLOBs: file names are bytes. Times are seconds since 1970, mtime is nanoseconds.
+
+-- migration 1
+
+-- Folders that `sync` looks through again.
+CREATE TABLE folder (
+    path  BLOB PRIMARY KEY,
+    copy  INTEGER NOT NULL DEFAULT 0        -- what is found there is copied
+) WITHOUT ROWID;
+
+-- Files of our own. path is relative to the repository.
+CREATE TABLE blob (
+    path          TEXT PRIMARY KEY,
+    sha256        TEXT NOT NULL,
+    bytes         INTEGER NOT NULL,
+    config_sha256 TEXT                      -- of adapter_config.json beside it
+) WITHOUT ROWID;
+
+CREATE TABLE adapter (
+    key           INTEGER PRIMARY KEY,
+    id            TEXT NOT NULL UNIQUE,     -- never changes
+    name          TEXT NOT NULL UNIQUE,
+    path          BLOB UNIQUE,              -- the file as found; of a copy: where it came from
+    blob          TEXT REFERENCES blob (path),  -- our own copy, or NULL: used in place
+    bytes         INTEGER NOT NULL,
+    mtime         INTEGER NOT NULL,
+    file_sha256   TEXT NOT NULL,            -- AutoV2 is its first 10 digits
+    data_sha256   TEXT NOT NULL,            -- of the tensor data alone; AutoV3 is its first 12
+    declared_hash TEXT,                     -- what the trainer wrote; shown, never trusted
+    config_sha256 TEXT,                     -- of the PEFT config beside the file
+    format        TEXT,                     -- the importer's name, NULL: none takes it
+    style         TEXT,
+    kinds         TEXT NOT NULL,            -- "lora locon"
+    base          TEXT NOT NULL,            -- sd1 sd2 sdxl ... unknown, from tensors
+    context       INTEGER,                  -- width of the text that cross-attention sees
+    unusable      TEXT,                     -- why it cannot be rendered, NULL: it can
+    rank_min      INTEGER,
+    rank_max      INTEGER,
+    sites         INTEGER NOT NULL,
+    tensors       INTEGER NOT NULL,
+    dtype         TEXT NOT NULL,
+    norm          REAL,
+    category      TEXT,
+    class_word    TEXT,
+    notes         TEXT,
+    strength      REAL,                     -- used when none is asked for
+    preview       BLOB,                     -- path of a picture beside the file
+    missing       INTEGER,                  -- since when the file is gone
+    added         INTEGER NOT NULL
+);
+CREATE INDEX adapter_file_sha256 ON adapter (file_sha256);
+CREATE INDEX adapter_data_sha256 ON adapter (data_sha256);
+CREATE INDEX adapter_blob ON adapter (blob);
+CREATE INDEX adapter_base ON adapter (base, context);
+CREATE INDEX adapter_added ON adapter (added);
+CREATE INDEX adapter_bytes ON adapter (bytes);
+CREATE INDEX adapter_rank ON adapter (rank_max);
+CREATE INDEX adapter_missing ON adapter (missing) WHERE missing IS NOT NULL;
+
+-- Large texts, apart so that lists are quick: the file's own metadata and what lay beside it.
+CREATE TABLE metadata (
+    adapter  INTEGER PRIMARY KEY REFERENCES adapter (key) ON DELETE CASCADE,
+    file     TEXT,
+    beside   TEXT
+);
+
+CREATE TABLE alias (
+    name     TEXT NOT NULL,
+    adapter  INTEGER NOT NULL REFERENCES adapter (key) ON DELETE CASCADE,
+    PRIMARY KEY (name, adapter)
+) WITHOUT ROWID;
+CREATE INDEX alias_adapter ON alias (adapter);
+
+CREATE TABLE tag (
+    name     TEXT NOT NULL,
+    adapter  INTEGER NOT NULL REFERENCES adapter (key) ON DELETE CASCADE,
+    PRIMARY KEY (name, adapter)
+) WITHOUT ROWID;
+CREATE INDEX tag_adapter ON tag (adapter);
+
+-- A row is a group of words that belong together in a prompt. source: user, file, beside; candidates
+-- are only guessed from tag frequencies.
+CREATE TABLE trigger_group (
+    adapter    INTEGER NOT NULL REFERENCES adapter (key) ON DELETE CASCADE,
+    position   INTEGER NOT NULL,
+    words      TEXT NOT NULL,
+    candidate  INTEGER NOT NULL DEFAULT 0,
+    source     TEXT NOT NULL,
+    PRIMARY KEY (adapter, position)
+) WITHOUT ROWID;
+
+CREATE TABLE model (
+    name         TEXT PRIMARY KEY,
+    path         BLOB NOT NULL UNIQUE,
+    fingerprint  TEXT NOT NULL,
+    context      INTEGER NOT NULL,
+    added        INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- rowid is adapter.key; kept in step by store/row.c.
+CREATE VIRTUAL TABLE words USING fts5 (
+    name, tags, triggers, notes, other, tokenize = 'unicode61 remove_diacritics 2', prefix = '2 3'
+);
