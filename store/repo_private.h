@@ -96,8 +96,8 @@ int group_take_files(struct group *g, const struct texts *files, struct err *err
 /* Paths without links: a row is of the file itself. */
 void texts_resolve(struct texts *files);
 
-/* walk.c: all adapter files below a folder, in order of their names. Folders behind links are entered
- * once. */
+/* walk.c: all adapter files below a folder, in order of their names, but none below `skip` (NULL: none).
+ * Folders behind links are entered once. */
 int walk(const char *folder, const char *skip, struct texts *files, struct texts *refused,
          struct err *err);
 /* Whether a file's name is one an adapter may have. */
