@@ -5,6 +5,7 @@
 #   make test       every test            make san    the same under ASan and UBSan
 #   make check      format, include directions, warnings, cppcheck
 #   make fuzz       a million executions of each parser, with coverage
+#   make torture    kills, full disks and crowds for the repository (KILLS=20: a short one)
 #   make bench      what this machine does, beside its limits
 #   make deps       the packages weft is built from
 #   make install    PREFIX=/usr/local
@@ -126,6 +127,10 @@ fuzz-build: $(FUZZ_SRC:tests/fuzz/%.c=$(B)/%)
 $(B)/fuzz_%: $(B)/tests/fuzz/fuzz_%.o $(B)/libweft.a
 	$(call say,LD)
 	$(CC) $(FLAGS) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS)
+
+.PHONY: torture
+torture: all
+	@.ci/torture
 
 .PHONY: bench
 bench: all

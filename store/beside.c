@@ -81,14 +81,20 @@ static void add_words(struct beside *b, const json_t *list)
 {
     size_t i;
     json_t *v;
-    json_array_foreach(list, i, v) add_trigger(b, json_string_value(v), false, "beside");
+    json_array_foreach(list, i, v)
+    {
+        add_trigger(b, json_string_value(v), false, "beside");
+    }
 }
 
 static void add_tags(struct beside *b, const json_t *list)
 {
     size_t i;
     json_t *v;
-    json_array_foreach(list, i, v) add_tag(b, json_string_value(v));
+    json_array_foreach(list, i, v)
+    {
+        add_tag(b, json_string_value(v));
+    }
 }
 
 static void set_strength(struct beside *b, double v)
@@ -116,13 +122,19 @@ static void read_frequencies(struct beside *b, const char *text)
     json_t *root = text ? json_loads(text, 0, NULL) : NULL, *tags, *v;
     const char *folder, *tag;
     size_t n = 0, k = 0;
-    json_object_foreach(root, folder, tags) n += json_object_size(tags);
+    json_object_foreach(root, folder, tags)
+    {
+        n += json_object_size(tags);
+    }
     struct count *c = n ? malloc(n * sizeof *c) : NULL;
     if (c) {
         json_object_foreach(root, folder, tags)
         {
-            json_object_foreach(tags, tag, v) if (k < n && json_is_number(v)) c[k++] =
-                (struct count){tag, json_number_value(v)};
+            json_object_foreach(tags, tag, v)
+            {
+                if (k < n && json_is_number(v))
+                    c[k++] = (struct count){tag, json_number_value(v)};
+            }
         }
         qsort(c, k, sizeof *c, by_count);
         for (size_t i = 0; i < k && i < CANDIDATES; i++)

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #define KEPT 96    /* prepared statements */
 #define WAIT 30000 /* milliseconds that one waits for another writer */
@@ -52,26 +53,38 @@ static int fail(struct db *db, struct err *err)
     }
 }
 
-/* A repository on a disk that cannot be written is read as it stands, without the log beside it. */
+/* Whether changes lie in the log that are not in the database itself. */
+static bool has_log(const struct db *db)
+{
+    struct stat st;
+    char *log = NULL;
+    bool there = asprintf(&log, "%s-wal", db->path) < 0 || (stat(log, &st) == 0 && st.st_size > 0);
+    free(log);
+    return there;
+}
+
+/* A repository on a disk that cannot be written is read as it stands, if nothing is in its log. */
 static int open_read_only(struct db *db, struct err *err)
 {
-    char *uri = NULL;
     if (sqlite3_open_v2(db->path, &db->sql, SQLITE_OPEN_READONLY, NULL) == SQLITE_OK &&
         sqlite3_exec(db->sql, "SELECT 1 FROM sqlite_schema", NULL, NULL, NULL) == SQLITE_OK)
         return 0;
-    int code = sqlite3_errcode(db->sql) & 0xff;
-    if (code != SQLITE_CANTOPEN && code != SQLITE_READONLY)
-        return fail(db, err);
+    int rc = fail(db, err), code = sqlite3_errcode(db->sql) & 0xff;
+    if ((code != SQLITE_CANTOPEN && code != SQLITE_READONLY && code != SQLITE_IOERR &&
+         code != SQLITE_FULL) ||
+        has_log(db) || strpbrk(db->path, "%?#"))
+        return rc;
     sqlite3_close(db->sql);
     db->sql = NULL;
-    uri = sqlite3_mprintf("file:%s?immutable=1", db->path);
-    int rc = uri && !strpbrk(db->path, "%?#")
-                 ? sqlite3_open_v2(uri, &db->sql, SQLITE_OPEN_READONLY | SQLITE_OPEN_URI, NULL)
-                 : SQLITE_NOMEM;
+    char *uri = sqlite3_mprintf("file:%s?immutable=1", db->path);
+    if (!uri)
+        return err_nomem(err, strlen(db->path));
+    if (sqlite3_open_v2(uri, &db->sql, SQLITE_OPEN_READONLY | SQLITE_OPEN_URI, NULL) != SQLITE_OK)
+        rc = db->sql ? fail(db, err) : err_nomem(err, 0);
+    else
+        rc = 0;
     sqlite3_free(uri);
-    if (rc != SQLITE_OK && !db->sql)
-        return err_set(err, ERR_IO, "%s: cannot be opened", db->path);
-    return rc == SQLITE_OK ? 0 : fail(db, err);
+    return rc;
 }
 
 int db_open(struct db **out, const char *path, bool write, struct err *err)

@@ -98,6 +98,15 @@ int repo_remove(struct repo *r, int64_t key, struct err *err)
     return rc < 0 ? rc : db_do(r->db, err, "DELETE FROM adapter WHERE key = ?", "i", key);
 }
 
+int repo_forget_folder(struct repo *r, const char *path, struct err *err)
+{
+    int64_t known = 0;
+    int rc = db_int(r->db, err, &known, 0, "SELECT 1 FROM folder WHERE path = ?", "b", path);
+    if (rc < 0 || !known)
+        return rc < 0 ? rc : 1;
+    return db_do(r->db, err, "DELETE FROM folder WHERE path = ?", "b", path);
+}
+
 /* ---- models ---------------------------------------------------------------------------------- */
 
 void repo_model_release(struct repo_model *m)

@@ -41,7 +41,7 @@ static int only_one(struct repo *r, const char *ref, struct repo_adapter *out, s
 
 static bool is_hex(const char *s, size_t least)
 {
-    size_t n = strspn(s, "0123456789abcdef");
+    size_t n = strspn(s, "0123456789abcdefABCDEF");
     return n >= least && !s[n];
 }
 
@@ -67,16 +67,19 @@ int repo_find_file(struct repo *r, const char *ref, struct repo_adapter *out, st
 
 static int find_by_hash(struct repo *r, const char *ref, struct repo_adapter *out, struct err *err)
 {
-    char end[HASH_HEX + 2];
-    if (!is_hex(ref, 4) || strlen(ref) >= HASH_HEX)
+    char begin[HASH_HEX], end[HASH_HEX + 2];
+    size_t n = strlen(ref);
+    if (!is_hex(ref, 4) || n >= HASH_HEX)
         return 1;
-    snprintf(end, sizeof end, "%sg", ref);
+    for (size_t i = 0; i <= n; i++) /* other programs show hashes in capitals */
+        begin[i] = (char)tolower((unsigned char)ref[i]);
+    snprintf(end, sizeof end, "%sg", begin);
     return only_one(r, ref, out, err,
                     "SELECT " ROW_COLUMNS " FROM adapter WHERE key IN ("
                     "SELECT key FROM adapter WHERE id >= ?1 AND id < ?2 UNION "
                     "SELECT key FROM adapter WHERE data_sha256 >= ?1 AND data_sha256 < ?2 UNION "
                     "SELECT key FROM adapter WHERE file_sha256 >= ?1 AND file_sha256 < ?2)",
-                    "ss", ref, end);
+                    "ss", begin, end);
 }
 
 int repo_find_name(struct repo *r, const char *ref, struct repo_adapter *out, struct err *err)

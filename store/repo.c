@@ -74,6 +74,32 @@ static int open_lock(struct repo *r, struct err *err)
     return rc;
 }
 
+/* A new database is made in the stage and appears whole. Another that was quicker stays. */
+static int make_database(struct repo *r, const char *file, struct err *err)
+{
+    struct stage *s = NULL;
+    struct db *db = NULL;
+    char *temp = NULL;
+    int rc = stage_open(&s, r, err);
+    if (rc == 0 && !(temp = file_join(stage_folder(s), "weft.db")))
+        rc = err_nomem(err, 64);
+    rc = rc < 0 ? rc : db_open(&db, temp, true, err);
+    rc = rc < 0 ? rc : db_migrate(db, err);
+    rc = rc < 0 ? rc : db_script(db, "PRAGMA wal_checkpoint(TRUNCATE)", err); /* all in one file */
+    db_close(db);
+    if (rc == 0 && renameat2(AT_FDCWD, temp, AT_FDCWD, file, RENAME_NOREPLACE) < 0 &&
+        errno != EEXIST && (errno != EINVAL || rename(temp, file) < 0))
+        rc = err_set(err, ERR_IO, "%s: cannot be made: %s", file, strerror(errno));
+    int fd = rc < 0 ? -1 : open(r->home, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (rc == 0 && (fd < 0 || fsync(fd) < 0))
+        rc = err_set(err, ERR_IO, "%s: cannot be written: %s", r->home, strerror(errno));
+    if (fd >= 0)
+        close(fd);
+    free(temp);
+    stage_close(s);
+    return rc;
+}
+
 int repo_open(struct repo **out, const char *home, enum repo_mode mode, struct err *err)
 {
     struct repo *r = calloc(1, sizeof *r);
@@ -96,6 +122,8 @@ int repo_open(struct repo **out, const char *home, enum repo_mode mode, struct e
     if (rc == 0 && r->write)
         rc = make_home(r, err);
     rc = rc < 0 ? rc : open_lock(r, err);
+    if (rc == 0 && r->write && !file_exists(file))
+        rc = make_database(r, file, err);
     rc = rc < 0 ? rc : db_open(&r->db, file, r->write, err);
     if (rc == 0)
         rc = r->write ? db_migrate(r->db, err) : db_check_version(r->db, err);

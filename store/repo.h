@@ -163,6 +163,8 @@ int repo_tag(struct repo *r, int64_t key, const char *tag, bool on, struct err *
 int repo_trigger(struct repo *r, int64_t key, const char *words, struct err *err);
 /* Forgets the adapter. The file stays; so does our copy, until repo_gc. */
 int repo_remove(struct repo *r, int64_t key, struct err *err);
+/* Looks at a folder no more; its adapters stay. 1: it was not one of those. */
+int repo_forget_folder(struct repo *r, const char *path, struct err *err);
 /* Several edits as one: all or none. */
 int repo_begin(struct repo *r, struct err *err);
 int repo_end(struct repo *r, int rc, struct err *err);

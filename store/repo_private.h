@@ -58,6 +58,7 @@ int row_free_name(struct repo *r, const char *wish, int64_t key, char **out, str
 struct stage;
 int stage_open(struct stage **out, struct repo *r, struct err *err);
 void stage_close(struct stage *s); /* removes it; takes NULL */
+const char *stage_folder(const struct stage *s);
 /* Reads the file once: hashes it whole and from `header` on, and with `copy` writes it into the stage.
  * in->bytes must be what is read. */
 int stage_read(struct stage *s, struct intake *in, size_t header, bool copy, struct err *err);
@@ -95,8 +96,8 @@ int group_take_files(struct group *g, const struct texts *files, struct err *err
 /* Paths without links: a row is of the file itself. */
 void texts_resolve(struct texts *files);
 
-/* walk.c: all adapter files below a folder, in order of their names. Folders behind links are entered
- * once. */
+/* walk.c: all adapter files below a folder, in order of their names, but none below `skip` (NULL: none).
+ * Folders behind links are entered once. */
 int walk(const char *folder, const char *skip, struct texts *files, struct texts *refused,
          struct err *err);
 /* Whether a file's name is one an adapter may have. */

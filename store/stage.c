@@ -109,6 +109,11 @@ void stage_close(struct stage *s)
     free(s);
 }
 
+const char *stage_folder(const struct stage *s)
+{
+    return s->dir;
+}
+
 /* ---- reading --------------------------------------------------------------------------------- */
 
 /* 0: all is written, 1: an error of the copy (errno). */

@@ -14,7 +14,6 @@
 
 struct walker {
     struct texts *files, *refused;
-    const char *skip;
     struct seen {
         dev_t dev;
         ino_t ino;
@@ -76,7 +75,7 @@ static int walk_folder(struct walker *w, const char *folder, int depth, struct e
 {
     struct dirent **entry = NULL;
     struct stat st;
-    if (depth > DEPTH_MAX || stat(folder, &st) < 0 || (w->skip && !strcmp(folder, w->skip)))
+    if (depth > DEPTH_MAX || stat(folder, &st) < 0)
         return 0;
     int rc = enter(w, &st, err);
     if (rc <= 0)
@@ -101,8 +100,10 @@ static int walk_folder(struct walker *w, const char *folder, int depth, struct e
 int walk(const char *folder, const char *skip, struct texts *files, struct texts *refused,
          struct err *err)
 {
-    struct walker w = {files, refused, skip, NULL, 0};
-    int rc = walk_folder(&w, folder, 0, err);
+    struct walker w = {files, refused, NULL, 0};
+    struct stat st;
+    int rc = skip && stat(skip, &st) == 0 ? enter(&w, &st, err) : 1;
+    rc = rc < 0 ? rc : walk_folder(&w, folder, 0, err);
     free(w.seen);
     return rc;
 }

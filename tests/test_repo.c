@@ -4,6 +4,7 @@
 #include "store/repo.h"
 #include "unet/file.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -419,6 +420,12 @@ Test(repo, references)
     repo_adapter_release(&b);
     snprintf(prefix, sizeof prefix, "%.3s", a.file_sha256);
     cr_expect_eq(repo_find(f.r, prefix, &b, &f.err), 1, "three digits are no reference");
+    char capitals[11] = "";
+    for (int i = 0; i < 10; i++)
+        capitals[i] = (char)toupper((unsigned char)a.file_sha256[i]);
+    b = get(&f, capitals); /* as Civitai shows AutoV2 */
+    cr_expect_eq(b.key, a.key);
+    repo_adapter_release(&b);
     cr_expect_eq(repo_find(f.r, "", &b, &f.err), 1);
     cr_expect_eq(repo_find(f.r, "on", &b, &f.err), 1);
     cr_expect_eq(repo_need(f.r, "on", &b, &f.err), ERR_IO);
@@ -552,6 +559,26 @@ Test(repo, sync_finds_what_moved)
     cr_expect_eq(f.sum.unchanged, 3);
     repo_adapter_release(&a);
     repo_adapter_release(&b);
+    fixture_close(&f);
+}
+
+Test(repo, folders_are_forgotten_and_our_own_is_not_walked)
+{
+    struct fixture f;
+    fixture_open(&f);
+    mkdir(at(&f, "in"), 0777);
+    small_lora(at(&f, "in/a.safetensors"), &(struct small){.seed = 1});
+    add(&f, at(&f, "in"), true);
+    cr_assert_eq(symlink("home", at(&f, "way")), 0);
+    add(&f, f.dir, false); /* the repository lies in it, and once more behind a link */
+    cr_expect_eq(f.sum.added + f.sum.duplicate, 0, "%d added, %d duplicate", f.sum.added,
+                 f.sum.duplicate);
+    small_lora(at(&f, "in/b.safetensors"), &(struct small){.seed = 2});
+    cr_expect_eq(repo_forget_folder(f.r, at(&f, "in"), &f.err), 0);
+    cr_expect_eq(repo_forget_folder(f.r, at(&f, "in"), &f.err), 1);
+    cr_expect_eq(repo_forget_folder(f.r, f.dir, &f.err), 0);
+    sync_all(&f);
+    cr_expect_eq(f.sum.added, 0);
     fixture_close(&f);
 }
 
