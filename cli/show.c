@@ -1,5 +1,8 @@
 /* weft show: all that is known of one adapter, in the repository or not. */
+#include "norms.h"
 #include "shelf.h"
+
+#include "store/adapter.h"
 
 #include "store/facts.h"
 #include "unet/file.h"
@@ -153,9 +156,25 @@ static int find(struct shelf *s, struct repo_adapter *a, char **file, char **bes
     return rc;
 }
 
-static int print(const struct shelf *s, const struct repo_adapter *a, const char *file,
+/* From the file as it is now; none where it is gone or its kind needs the model. */
+static void measure(struct norms *n, struct repo_adapter *a)
+{
+    struct adapter_file *f = NULL;
+    struct matrices m = {0};
+    struct err why;
+    memset(n, 0, sizeof *n);
+    if (!a->missing && adapter_file_open(&f, a->path, &why) == 0 &&
+        matrices_load(&m, &f->list, &why) == 0 && norms_init(n, &m))
+        a->norm = n->all;
+    matrices_release(&m);
+    adapter_file_close(f);
+}
+
+static int print(const struct shelf *s, struct repo_adapter *a, const char *file,
                  const char *beside, struct err *err)
 {
+    struct norms norms;
+    measure(&norms, a);
     if (s->json) {
         json_t *j = adapter_json(a->key ? s->r : NULL, a, err);
         if (!j)
@@ -166,6 +185,12 @@ static int print(const struct shelf *s, const struct repo_adapter *a, const char
         return 0;
     }
     print_facts(a);
+    if (norms.n) {
+        char text[64];
+        snprintf(text, sizeof text, "%.4g", norms.all);
+        field("norm", text);
+        norms_print(&norms);
+    }
     int rc = print_words(s, a, err);
     if (rc == 0 && s->verbose) {
         print_metadata("metadata of the file", file);

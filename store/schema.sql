@@ -103,3 +103,14 @@ CREATE TABLE model (
 CREATE VIRTUAL TABLE words USING fts5 (
     name, tags, triggers, notes, other, tokenize = 'unicode61 remove_diacritics 2', prefix = '2 3'
 );
+
+-- migration 2
+
+-- What comparing adapters by their weights needs, by the hash of the tensors: so a changed file has
+-- another row, and one that is no longer used does no harm. store/geometry.c says what values are.
+CREATE TABLE sketch (
+    data_sha256  TEXT PRIMARY KEY,
+    norm         REAL NOT NULL,             -- Frobenius, over all sites
+    left_out     INTEGER NOT NULL,          -- deltas that are no matrices
+    sketch       BLOB NOT NULL              -- SKETCH_SIZE floats
+) WITHOUT ROWID;

@@ -34,6 +34,13 @@ void matrices_release(struct matrices *a);
 double matrices_norm(const struct matrices *a);
 double matrices_inner(const struct matrices *a, const struct matrices *b);
 
+/* Random projections g^T dW h with signs g and h that belong to the site and the number of the projection,
+ * summed over sites: the mean of a_k b_k is <a, b> (Johnson-Lindenstrauss for rank-one signs), give or
+ * take sqrt(3 / SKETCH_SIZE) |a| |b|. The same for the same adapter on any machine, up to rounding. */
+#define SKETCH_SIZE 256
+int matrices_sketch(const struct matrices *a, float out[SKETCH_SIZE], struct err *err);
+double sketch_inner(const float a[SKETCH_SIZE], const float b[SKETCH_SIZE]);
+
 /* The sum of w[i] a[i], exact: a site's ranks add up (matrix_sum). ERR_UNSUPPORTED where a part has no exact
  * sum or was left out; the message names it. */
 int matrices_sum(struct matrices *out, int n, const struct matrices *const *a, const double *w,

@@ -86,12 +86,16 @@ class Team:
 
     def __init__(self, size, params):
         self.size, self.params = size, params
+        self.owner, load = [0] * len(params), [0] * size  # who updates what: even shares
+        for i in sorted(range(len(params)), key=lambda i: -params[i].numel()):
+            self.owner[i] = load.index(min(load))
+            load[self.owner[i]] += params[i].numel()
         self.grads = torch.zeros(size, sum(p.numel() for p in params)).share_memory_()
         self.control = torch.zeros(3, dtype=torch.float64).share_memory_()  # step, share done, stop
         self.barrier = torch.multiprocessing.get_context("spawn").Barrier(size)
 
     def part(self, rank, things):
-        return list(things)[rank::self.size]
+        return [t for t, owner in zip(things, self.owner) if owner == rank]
 
     def sum_gradients(self, rank):
         """Leaves p.grad only on the parameters that are this worker's to update."""
@@ -103,7 +107,7 @@ class Team:
         at = 0
         for i, p in enumerate(self.params):
             p.grad = (self.grads[:, at:at + p.numel()].mean(0).view(p.shape)
-                      if i % self.size == rank else None)
+                      if self.owner[i] == rank else None)
             at += p.numel()
 
 

@@ -1,0 +1,157 @@
+/* weft similar, weft dupes: adapters that change the model alike. */
+#include "shelf.h"
+#include "store/geometry.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+struct similar {
+    struct shelf s;
+    double least;
+    int limit;
+};
+
+#define MAX_OPTIONS 6
+
+static void make_options(struct option o[MAX_OPTIONS], struct similar *c)
+{
+    const struct option table[] = {
+        {"least", 0, OPTION_NUMBER, &c->least, "X",
+         "the lowest cosine to show, 0 to 1; default 0.2 (dupes: 0.8)", 0, 1, NULL},
+        {"limit", 0, OPTION_INT, &c->limit, "N", "at most so many; default 20 (dupes: all)", 1, 1e9,
+         NULL},
+        SHELF_OPTIONS(&c->s),
+        {.name = NULL},
+    };
+    memcpy(o, table, sizeof table);
+}
+
+static void help(const struct command *self)
+{
+    struct similar c;
+    struct option o[MAX_OPTIONS];
+    (void)self;
+    make_options(o, &c);
+    options_help(o);
+    puts("\nThe cosine is between what two adapters do to all weights: 1 is the same change, 0 "
+         "unrelated, -1\nthe opposite. The first call reads every file once; what it learns is "
+         "kept.");
+}
+
+/* The repository to write in when that can be; what is learnt is kept then. */
+static int open_any(struct shelf *s, struct err *err)
+{
+    int rc = shelf_open(s, REPO_WRITE, err);
+    return rc == ERR_IO ? shelf_open(s, REPO_READ, err) : rc;
+}
+
+static void tell_skipped(const struct shelf *s, int skipped)
+{
+    if (skipped && !s->json)
+        fprintf(stderr,
+                "%d adapters could not be compared: gone, changed, or of a kind that needs "
+                "its model\n",
+                skipped);
+}
+
+/* What two near adapters are to each other. */
+static const char *relation(const struct near *p)
+{
+    const struct repo_adapter *a = &p->a, *b = &p->b;
+    if (!strcmp(a->data_sha256, b->data_sha256))
+        return "the same tensors";
+    if (p->cosine > 0.9999 && fabs(p->ratio - 1) < 1e-2)
+        return strcmp(a->dtype ? a->dtype : "", b->dtype ? b->dtype : "")
+                   ? "the same in another precision"
+                   : "the same, rounded or written anew";
+    /* a truncation is its source's projection: then the cosine is the ratio of the norms */
+    double ratio = p->ratio < 1 ? p->ratio : 1 / p->ratio;
+    if ((a->rank[1] != b->rank[1] || a->rank[0] != b->rank[0]) && fabs(p->cosine - ratio) < 1e-3)
+        return "one resized from the other";
+    if (p->cosine < -0.5)
+        return "nearly opposites";
+    return p->cosine > 0.5 ? "two states of one training, or one trained on from the other"
+                           : "related";
+}
+
+static int run_similar(const struct command *self, int argc, char **argv)
+{
+    struct similar c = {.least = 0.2, .limit = 20};
+    struct repo_adapter a = {0};
+    struct option o[MAX_OPTIONS];
+    struct near *list = NULL;
+    struct err err;
+    int n = 0, skipped = 0;
+
+    (void)self;
+    make_options(o, &c);
+    int rc = shelf_parse(&c.s, o, argc, argv, 1, 1, "adapter", &err);
+    rc = rc < 0 ? rc : open_any(&c.s, &err);
+    rc = rc < 0 ? rc : repo_need(c.s.r, c.s.rest[0], &a, &err);
+    rc = rc < 0
+             ? rc
+             : geometry_near(c.s.r, &a, c.least, shelf_progress, &c.s, &list, &n, &skipped, &err);
+    for (int i = 0; i < n && i < c.limit && rc == 0; i++) {
+        const struct near *p = &list[i];
+        if (c.s.json) {
+            json_line(json_pack("{s:o, s:o, s:f, s:s}", "name", json_text(p->a.name), "id",
+                                json_text(p->a.id), "score", p->cosine, "why",
+                                "cosine of weights"));
+            continue;
+        }
+        printf("%6.3f  ", p->cosine);
+        adapter_line(&p->a);
+    }
+    if (rc == 0)
+        tell_skipped(&c.s, skipped);
+    near_free(list, n);
+    repo_adapter_release(&a);
+    return shelf_close(&c.s, rc, &err);
+}
+
+static int run_dupes(const struct command *self, int argc, char **argv)
+{
+    struct similar c = {.least = 0.8, .limit = 1000000000};
+    struct option o[MAX_OPTIONS];
+    struct near *list = NULL;
+    struct err err;
+    int n = 0, skipped = 0;
+
+    (void)self;
+    make_options(o, &c);
+    int rc = shelf_parse(&c.s, o, argc, argv, 0, 0, "arguments", &err);
+    rc = rc < 0 ? rc : open_any(&c.s, &err);
+    rc = rc < 0 ? rc
+                : geometry_pairs(c.s.r, c.least, shelf_progress, &c.s, &list, &n, &skipped, &err);
+    for (int i = 0; i < n && i < c.limit && rc == 0; i++) {
+        const struct near *p = &list[i];
+        if (c.s.json)
+            json_line(json_pack("{s:[o,o], s:[o,o], s:f, s:f, s:s}", "names", json_text(p->a.name),
+                                json_text(p->b.name), "ids", json_text(p->a.id), json_text(p->b.id),
+                                "score", p->cosine, "ratio", p->ratio, "why", relation(p)));
+        else
+            printf("%6.4f  %s  %s\n        %s%s%s\n", p->cosine, shown(p->a.name), shown(p->b.name),
+                   colour("dim"), relation(p), colour(""));
+    }
+    if (rc == 0)
+        tell_skipped(&c.s, skipped);
+    near_free(list, n);
+    return shelf_close(&c.s, rc, &err);
+}
+
+const struct command command_similar = {
+    .name = "similar",
+    .usage = "weft similar NAME",
+    .about = "adapters that change the weights alike",
+    .run = run_similar,
+    .help = help,
+};
+
+const struct command command_dupes = {
+    .name = "dupes",
+    .usage = "weft dupes",
+    .about = "copies, resizes and other epochs of one adapter",
+    .run = run_dupes,
+    .help = help,
+};
