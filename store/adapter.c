@@ -42,7 +42,7 @@ int adapter_refuse_kind(const char *kind, const char *path, const char *key, str
                    path, kind, key);
 }
 
-static const struct adapter_format *recognise(const struct safetensors *st)
+static const struct adapter_format *recognise(const struct tensor_file *st)
 {
     const struct adapter_format *best = NULL;
     int most = 0;
@@ -57,28 +57,38 @@ static const struct adapter_format *recognise(const struct safetensors *st)
 }
 
 /* What a file is that no importer takes. */
-static int unknown(const struct safetensors *st, const char *path, struct err *err)
+static int unknown(const struct tensor_file *st, const char *path, struct err *err)
 {
-    if (safetensors_count(st) == 0)
+    if (tensor_file_count(st) == 0)
         return err_set(err, ERR_FORMAT, "%s: holds no tensors at all", path);
-    if (safetensors_find(st, "conv_in.weight") ||
-        safetensors_find(st, "model.diffusion_model.out.2.weight"))
+    if (tensor_file_find(st, "conv_in.weight") ||
+        tensor_file_find(st, "model.diffusion_model.out.2.weight"))
         return err_set(err, ERR_FORMAT, "%s: this is a whole model, not an adapter", path);
-    for (size_t i = 0; i < safetensors_count(st); i++) {
-        const char *kind = adapter_kind_of_key(safetensors_name(st, i));
+    for (size_t i = 0; i < tensor_file_count(st); i++) {
+        const char *kind = adapter_kind_of_key(tensor_file_name(st, i));
         if (kind)
-            return adapter_refuse_kind(kind, path, safetensors_name(st, i), err);
+            return adapter_refuse_kind(kind, path, tensor_file_name(st, i), err);
     }
     return err_set(err, ERR_UNSUPPORTED,
                    "%s: no adapter format weft knows; its first tensor is '%.200s'", path,
-                   safetensors_name(st, 0));
+                   tensor_file_name(st, 0));
 }
 
-int adapter_import(const struct safetensors *st, const char *path, struct delta_list *list,
+int adapter_import(const struct tensor_file *st, const char *path, struct delta_list *list,
                    const struct adapter_format **format, const char **style, struct err *err)
 {
     *format = recognise(st);
     return *format ? (*format)->import(st, path, list, style, err) : unknown(st, path, err);
+}
+
+/* The file of a PEFT folder: the newer form where both are there. */
+static char *in_folder(const char *dir)
+{
+    char *st = file_join(dir, "adapter_model.safetensors");
+    char *bin = file_join(dir, "adapter_model.bin");
+    bool old = st && bin && file_kind(st) == 0 && file_kind(bin) == 1;
+    free(old ? st : bin);
+    return old ? bin : st;
 }
 
 int adapter_file_open(struct adapter_file **out, const char *path, struct err *err)
@@ -91,13 +101,13 @@ int adapter_file_open(struct adapter_file **out, const char *path, struct err *e
     if (!f)
         return err_nomem(err, sizeof *f);
     f->name = file_stem(path);
-    f->path = file_kind(path) == 2 ? file_join(path, "adapter_model.safetensors") : strdup(path);
+    f->path = file_kind(path) == 2 ? in_folder(path) : strdup(path);
     if (!f->path || !f->name)
         rc = err_nomem(err, strlen(path));
-    rc = rc < 0 ? rc : safetensors_open(&f->st, f->path, err);
+    rc = rc < 0 ? rc : tensor_file_open(&f->st, f->path, err);
     rc = rc < 0 ? rc : adapter_import(f->st, f->path, &f->list, &f->format, &f->style, err);
     if (rc == 0) {
-        const void *data = safetensors_data(f->st, &size);
+        const void *data = tensor_file_data(f->st, &size);
         rc = hash_bytes(f->data_sha256, data, size, err);
     }
     if (rc < 0) {
@@ -113,7 +123,7 @@ void adapter_file_close(struct adapter_file *f)
     if (!f)
         return;
     delta_list_release(&f->list);
-    safetensors_close(f->st);
+    tensor_file_close(f->st);
     free(f->path);
     free(f->name);
     free(f);

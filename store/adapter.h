@@ -13,37 +13,39 @@
 #ifndef WEFT_ADAPTER_H
 #define WEFT_ADAPTER_H
 
+#include "tensor_file.h"
+
 #include "unet/delta.h"
 #include "unet/hash.h"
-#include "unet/safetensors.h"
 
 struct adapter_format {
     const char *name; /* "lora" */
     const char *about;
     /* How many of the file's arrays this format would take. The most wins. */
-    int (*claims)(const struct safetensors *st);
+    int (*claims)(const struct tensor_file *st);
     /* Fills in list (and style, which is how the keys are spelt). Every array must be used. `path` is
      * for configs beside the file and for messages. */
-    int (*import)(const struct safetensors *st, const char *path, struct delta_list *list,
+    int (*import)(const struct tensor_file *st, const char *path, struct delta_list *list,
                   const char **style, struct err *err);
 };
 
 struct adapter_file {
     char *path, *name; /* name: the file's stem */
-    struct safetensors *st;
+    struct tensor_file *st;
     const struct adapter_format *format;
     const char *style; /* "kohya", "peft", "diffusers" */
     struct delta_list list;
     char data_sha256[HASH_HEX]; /* of the tensor data: AutoV3 is its first 12 digits */
 };
 
-/* Opens, checks and imports. A folder is taken as a PEFT folder (adapter_model.safetensors). */
+/* Opens, checks and imports. A folder is taken as a PEFT folder (adapter_model.safetensors,
+ * else adapter_model.bin). */
 int adapter_file_open(struct adapter_file **out, const char *path, struct err *err);
 void adapter_file_close(struct adapter_file *f);
 
 /* Finds the format and imports; the arrays of list stay the file's. path is for messages and for
  * configs beside the file. */
-int adapter_import(const struct safetensors *st, const char *path, struct delta_list *list,
+int adapter_import(const struct tensor_file *st, const char *path, struct delta_list *list,
                    const struct adapter_format **format, const char **style, struct err *err);
 
 /* The kind of adapter that a key belongs to, of the kinds weft knows by name but cannot use; or NULL. */

@@ -48,12 +48,12 @@ static const struct ending *ending_of(const char *key, size_t *module)
     return NULL;
 }
 
-static int claims(const struct safetensors *st)
+static int claims(const struct tensor_file *st)
 {
     int count = 0;
     size_t n;
-    for (size_t i = 0; i < safetensors_count(st); i++)
-        count += ending_of(safetensors_name(st, i), &n) != NULL;
+    for (size_t i = 0; i < tensor_file_count(st); i++)
+        count += ending_of(tensor_file_name(st, i), &n) != NULL;
     return count;
 }
 
@@ -75,10 +75,10 @@ static json_t *peft_get(const struct peft *p, const char *component, const char 
     return json_object_get(p->root, full);
 }
 
-static int peft_open(struct peft *p, const struct safetensors *st, const char *path,
+static int peft_open(struct peft *p, const struct tensor_file *st, const char *path,
                      struct err *err)
 {
-    const char *meta = safetensors_metadata(st, "lora_adapter_metadata");
+    const char *meta = tensor_file_metadata(st, "lora_adapter_metadata");
     const char *slash = strrchr(path, '/');
     char *text = NULL, *dir = strndup(path, slash ? (size_t)(slash - path) : 0);
     char *file = dir ? file_join(slash ? dir : ".", "adapter_config.json") : NULL;
@@ -92,7 +92,7 @@ static int peft_open(struct peft *p, const struct safetensors *st, const char *p
         if (!json_is_object(p->root))
             rc = err_set(err, ERR_FORMAT, "%s: lora_adapter_metadata is no JSON object%s%s", path,
                          p->root ? "" : ": ", p->root ? "" : je.text);
-    } else if (rc == 0 && !strcmp(slash ? slash + 1 : path, "adapter_model.safetensors") &&
+    } else if (rc == 0 && !strncmp(slash ? slash + 1 : path, "adapter_model.", 14) &&
                file_kind(file) == 1) {
         rc = file_read(&text, NULL, file, 4 << 20, err);
         p->root = text ? json_loads(text, JSON_REJECT_DUPLICATES, &je) : NULL;
@@ -218,18 +218,18 @@ static int foreign(const char *path, const char *key, struct err *err)
 }
 
 /* Every key to a module of its own; merged afterwards. */
-static int read_keys(const struct safetensors *st, const char *path, struct module *m,
+static int read_keys(const struct tensor_file *st, const char *path, struct module *m,
                      struct err *err)
 {
-    for (size_t i = 0; i < safetensors_count(st); i++) {
-        const char *key = safetensors_name(st, i);
+    for (size_t i = 0; i < tensor_file_count(st); i++) {
+        const char *key = tensor_file_name(st, i);
         size_t len = 0;
         const struct ending *e = ending_of(key, &len);
         if (!e)
             return foreign(path, key, err);
         memset(&m[i], 0, sizeof m[i]);
         m[i].how = e;
-        m[i].part[e->part] = safetensors_at(st, i);
+        m[i].part[e->part] = tensor_file_at(st, i);
         if (!site_name(m[i].site, sizeof m[i].site, key, len))
             snprintf(m[i].site, sizeof m[i].site, "?.%.*s", (int)(len < 250 ? len : 250), key);
     }
@@ -298,10 +298,10 @@ static int to_delta(const struct module *m, const struct peft *peft, const char 
     return 0;
 }
 
-static int import(const struct safetensors *st, const char *path, struct delta_list *list,
+static int import(const struct tensor_file *st, const char *path, struct delta_list *list,
                   const char **style, struct err *err)
 {
-    size_t n = safetensors_count(st);
+    size_t n = tensor_file_count(st);
     struct module *m = malloc(n * sizeof *m);
     struct peft peft = {NULL, false};
     int count = 0, rc = m ? 0 : err_nomem(err, n * sizeof *m);

@@ -5,6 +5,7 @@
 #include "unet/file.h"
 #include "unet/model.h"
 #include "unet/ops.h"
+#include "unet/safetensors.h"
 #include "util.h"
 
 #include <criterion/criterion.h>
