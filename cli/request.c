@@ -68,15 +68,21 @@ static char *with_ending(const char *name, size_t len, const char *ending)
     return asprintf(&s, "%.*s%s", (int)len, name, ending) < 0 ? NULL : s;
 }
 
-/* The file that a name means: itself, the same with ".safetensors" behind it, or a PEFT folder. NULL:
- * none. */
+/* The file that a name means: itself, the same with an ending of tensor files behind it, or a PEFT folder.
+ * NULL: none. */
 static char *find_file(const char *name, size_t len)
 {
-    static const char *const ending[] = {"", ".safetensors", "/adapter_model.safetensors"};
+    static const char *const ending[] = {"",
+                                         ".safetensors",
+                                         ".pt",
+                                         ".bin",
+                                         ".pth",
+                                         "/adapter_model.safetensors",
+                                         "/adapter_model.bin"};
     for (size_t i = 0; i < sizeof ending / sizeof *ending; i++) {
         char *path = with_ending(name, len, ending[i]);
         bool found = path && file_kind(path) == 1;
-        if (found && i < 2)
+        if (found && ending[i][0] != '/')
             return path;
         free(path);
         if (found)
@@ -91,7 +97,8 @@ static int no_such_adapter(const char *ref, size_t len, struct err *err)
     bool folder = path && file_kind(path) == 2;
     free(path);
     return err_set(err, ERR_IO, "%.*s: %s", (int)len, ref,
-                   folder ? "a folder without adapter_model.safetensors" : "no such adapter file");
+                   folder ? "a folder without adapter_model.safetensors or .bin"
+                          : "no such adapter file");
 }
 
 static int parse_double(const char *s, size_t n, double *out)

@@ -1,5 +1,7 @@
 #include "adapter.h"
 
+#include "embedding.h"
+
 #include "unet/file.h"
 #include "unet/hash.h"
 
@@ -7,9 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-extern const struct adapter_format adapter_format_lora;
-
-static const struct adapter_format *const formats[] = {&adapter_format_lora, NULL};
+static const struct adapter_format *const formats[] = {
+    &adapter_format_lora, &adapter_format_cloneofsimo, &adapter_format_ed_lora, NULL};
 
 /* Pieces of keys that say which kind of adapter a file is, of those that weft cannot use. */
 static const char *const kinds[][2] = {
@@ -25,7 +26,6 @@ static const char *const kinds[][2] = {
     {"shira_", "SHiRA"},
     {"lora_E", "AdaLoRA"},
     {"vera_", "VeRA"},
-    {"emb_params", "textual inversion"},
 };
 
 const char *adapter_kind_of_key(const char *key)
@@ -74,11 +74,33 @@ static int unknown(const struct tensor_file *st, const char *path, struct err *e
                    tensor_file_name(st, 0));
 }
 
+static const char *not_embedding(void *user, const struct tensor_file *f, size_t i, char *buf,
+                                 size_t size)
+{
+    (void)user, (void)buf, (void)size;
+    return embedding_owns(f, i) ? NULL : tensor_file_name(f, i);
+}
+
 int adapter_import(const struct tensor_file *st, const char *path, struct delta_list *list,
                    const struct adapter_format **format, const char **style, struct err *err)
 {
+    struct tensor_file *rest = NULL;
+    size_t n = 0;
+    int rc = 0;
+    for (size_t i = 0; i < tensor_file_count(st); i++)
+        n += embedding_owns(st, i);
     *format = recognise(st);
-    return *format ? (*format)->import(st, path, list, style, err) : unknown(st, path, err);
+    if (n && n == tensor_file_count(st))
+        return err_set(err, ERR_UNSUPPORTED,
+                       "%s: this is a textual inversion, a word for prompts: --embedding takes it",
+                       path);
+    if (n)
+        rc = tensor_file_view(&rest, st, not_embedding, NULL, err);
+    if (rc == 0)
+        rc = *format ? (*format)->import(rest ? rest : st, path, list, style, err)
+                     : unknown(st, path, err);
+    tensor_file_close(rest);
+    return rc;
 }
 
 /* The file of a PEFT folder: the newer form where both are there. */

@@ -29,6 +29,9 @@ struct adapter_format {
                   const char **style, struct err *err);
 };
 
+extern const struct adapter_format adapter_format_lora, adapter_format_cloneofsimo,
+    adapter_format_ed_lora;
+
 struct adapter_file {
     char *path, *name; /* name: the file's stem */
     struct tensor_file *st;
@@ -43,7 +46,8 @@ struct adapter_file {
 int adapter_file_open(struct adapter_file **out, const char *path, struct err *err);
 void adapter_file_close(struct adapter_file *f);
 
-/* Finds the format and imports; the arrays of list stay the file's. path is for messages and for
+/* Finds the format and imports; the arrays of list stay the file's. Textual inversions in it are passed
+ * over (embedding.h reads them). path is for messages and for
  * configs beside the file. */
 int adapter_import(const struct tensor_file *st, const char *path, struct delta_list *list,
                    const struct adapter_format **format, const char **style, struct err *err);

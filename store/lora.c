@@ -329,8 +329,6 @@ out:
     return rc;
 }
 
-extern const struct adapter_format adapter_format_lora;
-
 const struct adapter_format adapter_format_lora = {
     .name = "lora",
     .about = "LoRA and LoCon, keys of kohya, PEFT or diffusers",
