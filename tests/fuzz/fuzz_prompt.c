@@ -81,7 +81,7 @@ static void check_chunks(const struct tokenizer *t, const char *text, int length
     struct err err;
     int more = 0;
 
-    if (prompt_chunks_make(&c, t, text, length, &err) < 0) {
+    if (prompt_chunks_make(&c, t, NULL, text, length, &err) < 0) {
         assert(!c.id && !c.weight && *err.msg);
         return;
     }
