@@ -507,7 +507,7 @@ static int run(struct machine *m, const struct pickle_value **root)
 int pickle_read(struct pickle *p, const void *bytes, size_t size, const struct pickle_value **root,
                 size_t *used, struct err *err)
 {
-    struct err own;
+    struct err own = {0};
     struct machine m = {.p = p, .begin = bytes, .at = bytes, .err = err ? err : &own};
     m.end = m.begin + size;
     int rc = run(&m, root);

@@ -28,11 +28,9 @@ static int add_tensor(struct reader *r, const char *name, const struct pickle_va
             return err_nomem(r->err, 2 * n * sizeof *r->tensor);
         r->tensor = p;
     }
-    char *copy = strdup(*name ? name : "tensor");
-    if (!copy)
-        return err_nomem(r->err, strlen(name));
-    r->tensor[r->f->n++] = (struct tensor_at){copy, v};
-    return 0;
+    r->tensor[n] = (struct tensor_at){strdup(*name ? name : "tensor"), v};
+    r->f->n++;
+    return r->tensor[n].name ? 0 : err_nomem(r->err, strlen(name));
 }
 
 /* Whether a text is UTF-8 without a NUL. */

@@ -14,15 +14,11 @@ static struct array matrix_row(const struct array *a, int i)
     return v;
 }
 
-/* to[] += or = row i of a table; its values must be finite. */
-static int take_row(float *to, float *tmp, const struct array *table, int i, bool add,
-                    struct err *err)
+/* to[] = row i of a table; its values must be finite. */
+static int take_row(float *to, const struct array *table, int i, struct err *err)
 {
     struct array row = matrix_row(table, i);
-    int rc = array_to_finite(&row, add ? tmp : to, "text_encoder embeddings", err);
-    for (size_t k = 0; add && rc == 0 && k < row.dim[0]; k++)
-        to[k] += tmp[k];
-    return rc;
+    return array_to_finite(&row, to, "text_encoder embeddings", err);
 }
 
 /* The embedding of one token, or a word's vector. */
@@ -35,7 +31,7 @@ static int take_token(const struct clip_text *c, const struct words *words, floa
         memcpy(to, vec, (size_t)c->tower.width * sizeof *to);
         return 0;
     }
-    return take_row(to, NULL, &c->token, id, false, err);
+    return take_row(to, &c->token, id, err);
 }
 
 /* Token plus position embeddings of all rows, into host. */
@@ -51,7 +47,9 @@ static int embed_rows(const struct clip_text *c, const struct words *words, floa
                            "text encoder do not belong together",
                            (int)ids[i], c->vocab);
         rc = take_token(c, words, to, ids[i], err);
-        rc = rc < 0 ? rc : take_row(to, tmp, &c->position, i % len, true, err);
+        rc = rc < 0 ? rc : take_row(tmp, &c->position, i % len, err);
+        for (int k = 0; rc == 0 && k < c->tower.width; k++)
+            to[k] += tmp[k];
     }
     return rc;
 }
