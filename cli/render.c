@@ -484,6 +484,13 @@ static json_t *adapter_report(const struct render *d, int i)
                      a->unet, "sites", d->file[i]->list.n, "matched", d->adapter[i]->matched);
 }
 
+static json_t *embedding_report(const struct request_embedding *e)
+{
+    char id[13];
+    snprintf(id, sizeof id, "%.12s", e->sha256);
+    return json_pack("{s:s?, s:s, s:s}", "name", e->name, "file", e->path, "id", id);
+}
+
 static void report(const struct render *d, const char *path, double seconds)
 {
     if (!d->json) {
@@ -498,6 +505,10 @@ static void report(const struct render *d, const char *path, double seconds)
     for (int i = 0; i < d->r.n_adapter; i++)
         json_array_append_new(list, adapter_report(d, i));
     json_object_set_new(root, "adapters", list);
+    list = json_array();
+    for (int i = 0; i < d->r.n_embedding; i++)
+        json_array_append_new(list, embedding_report(&d->r.embedding[i]));
+    json_object_set_new(root, "embeddings", list);
     char *text = json_dumps(root, JSON_COMPACT);
     puts(text ? text : "{}");
     fflush(stdout);

@@ -38,8 +38,7 @@ static const struct global {
 static int refuse(struct machine *m, const char *module, size_t n_module, const char *name,
                   size_t n_name)
 {
-    return err_set(m->err, ERR_FORMAT,
-                   "this file asks to run %.*s.%.*s: refused; do not open it with other programs",
+    return err_set(m->err, ERR_FORMAT, "this file asks to run %.*s.%.*s: refused",
                    (int)(n_module < 200 ? n_module : 200), module,
                    (int)(n_name < 200 ? n_name : 200), name);
 }

@@ -17,18 +17,23 @@ static const uint8_t magic[10] = {0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8
 /* ---- the zip --------------------------------------------------------------------------------- */
 
 /* The one entry whose last part is data.pkl; what stands before is the prefix of all others. */
-static const struct zip_entry *find_pickle(struct reader *r)
+static int find_pickle(struct reader *r, const struct zip_entry **out)
 {
     static const char last[] = "data.pkl";
+    const struct zip_entry *found = NULL;
     for (size_t i = 0; i < r->zip.n; i++) {
         const char *name = r->zip.entry[i].name;
         size_t n = strlen(name), k = sizeof last - 1;
         if (n < k || strcmp(name + n - k, last) || (n > k && name[n - k - 1] != '/'))
             continue;
+        if (found)
+            return err_set(r->err, ERR_FORMAT, "a zip with two pickles, '%.200s' and '%.200s'",
+                           found->name, name);
+        found = &r->zip.entry[i];
         snprintf(r->prefix, sizeof r->prefix, "%.*s", (int)(n - k), name);
-        return &r->zip.entry[i];
     }
-    return NULL;
+    *out = found;
+    return found ? 0 : err_set(r->err, ERR_FORMAT, "a zip, but not torch's: no data.pkl in it");
 }
 
 /* A storage is the entry data/KEY. */
@@ -72,12 +77,11 @@ static int read_zip(struct reader *r, const void *bytes, size_t size)
     const void *program = NULL;
     void *owned = NULL;
     size_t used;
+    const struct zip_entry *e = NULL;
     int rc = zip_open(&r->zip, bytes, size, r->err);
+    rc = rc < 0 ? rc : find_pickle(r, &e);
     if (rc < 0)
         return rc;
-    const struct zip_entry *e = find_pickle(r);
-    if (!e)
-        return err_set(r->err, ERR_FORMAT, "a zip, but not torch's: no data.pkl in it");
     if (e->size > PICKLE_MAX)
         return err_set(r->err, ERR_FORMAT, "its data.pkl has %" PRIu64 " bytes, %u are the most",
                        e->size, PICKLE_MAX);

@@ -898,8 +898,10 @@ Test(cli, embeddings)
               image_text_find(&t, "parameters"));
     image_release(&im);
     image_texts_release(&t);
-    weft(&s, "render", "--like", in(&s, "a.png"), "-o", in(&s, "b.png"), NULL);
+    weft(&s, "render", "--like", in(&s, "a.png"), "--json", "-o", in(&s, "b.png"), NULL);
     expect_success(&s, 2);
+    cr_expect(strstr(s.out, "\"embeddings\":[{\"name\":\"bird\",\"file\":\"" WORDS "a1111.pt\""),
+              "%s", s.out);
     weft(&s, "render", "a (bird:1.2) and <owl-toy>", "-m", MODEL, "--steps", "2", "--seed", "3",
          "-o", in(&s, "c.png"), NULL);
     expect_success(&s, 3);

@@ -235,6 +235,20 @@ Test(zip, entries_that_overlap)
     free(b);
 }
 
+Test(zip, two_pickles)
+{
+    struct builder *b = honest();
+    struct tensor_file *f = NULL;
+    struct err err = {0};
+    store(b, "other/data.pkl", "\x80\x02}.", 4);
+    finish(b);
+    cr_expect_eq(tensor_file_parse(&f, b->at, b->n, &err), ERR_FORMAT);
+    cr_expect(strstr(err.msg, "two pickles, 'archive/data.pkl' and 'other/data.pkl'"), "%s",
+              err.msg);
+    tensor_file_close(f);
+    free(b);
+}
+
 /* 64 MB of zeros in a file of 64 KB: refused before a byte is expanded. */
 Test(zip, bombs)
 {
