@@ -251,7 +251,7 @@ static int import(const struct tensor_file *f, const char *path, struct delta_li
 }
 
 const struct adapter_format adapter_format_cloneofsimo = {
-    .name = "lora by place",
+    .name = "cloneofsimo",
     .about = "LoRA of cloneofsimo's trainer, factors in the order of the model's modules",
     .claims = claims,
     .import = import,

@@ -177,7 +177,7 @@ static int read_legacy(struct reader *r, const uint8_t *p, size_t n)
 /* What a safetensors file begins with: a length below 2^32, and a JSON object. */
 static bool is_length(const uint8_t *p, size_t size)
 {
-    return size > 8 && !memcmp(p + 4, "\0\0\0", 4) && (p[8] == '{' || p[8] == ' ');
+    return size > 8 && !memcmp(p + 4, "\0\0\0", 4) && strchr("{ \n\r\t", p[8]) && p[8];
 }
 
 static bool is_tar(const uint8_t *p, size_t size)

@@ -110,7 +110,7 @@ static void check_order(bool old)
     close(mkstemp(path));
     write_pairs(path, line, n, "[\"CrossAttention\", \"Attention\", \"GEGLU\"]");
     struct adapter_file *f = open_ok(path);
-    cr_expect_str_eq(f->format->name, "lora by place");
+    cr_expect_str_eq(f->format->name, "cloneofsimo");
     cr_expect_eq(f->list.n, n);
     for (int i = 0; i < n; i++) {
         const struct delta *d = find(f, line[i]);

@@ -172,6 +172,18 @@ Test(torch_file, picklescan)
     cr_expect_eq(file_kind("my_file.txt"), 0, "broken_model.pkl was executed");
 }
 
+/* A safetensors header that is as long as a pickle's head looks, and begins with white space. */
+Test(torch_file, headers_that_look_like_pickles)
+{
+    char bytes[8 + 0x280] = {(char)0x80, 2};
+    struct tensor_file *f = NULL;
+    struct err err;
+    memset(bytes + 8, ' ', sizeof bytes - 8);
+    memcpy(bytes + 8, "\n{}", 3);
+    cr_expect_eq(tensor_file_parse(&f, bytes, sizeof bytes, &err), 0, "%s", err.msg);
+    tensor_file_close(f);
+}
+
 #define REFUSED(bytes, phrase) check_refusal(#bytes, bytes, sizeof(bytes) - 1, phrase)
 
 Test(torch_file, refuses_what_would_run)

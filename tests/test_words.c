@@ -153,6 +153,7 @@ Test(words, how_they_may_be_written)
     static const char *const cases[][2] = {
         {"<krk>", "k"},
         {"<krk>, <krk>.", "k.k."}, /* beside signs, where tokens run together */
+        {"a <krk><krk>", ".kk"},
         {"(<krk>:1.2)", "k"},
         {"embedding:owl", "ooo"},
         {"embedding:birb-style, embedding:<krk>", "bb.k"},
