@@ -28,7 +28,7 @@ static bool is_token(const char *key)
 /* cloneofsimo's metadata says which of its keys are words. */
 static bool is_flagged(const struct tensor_file *f, size_t i)
 {
-    const char *flag = tensor_file_at(f, i)->ndim == 1 && tensor_file_metadata_count(f) < 10000
+    const char *flag = tensor_file_at(f, i)->ndim == 1 && tensor_file_metadata_count(f) < 1000
                            ? tensor_file_metadata(f, tensor_file_name(f, i))
                            : NULL;
     return flag && !strcmp(flag, "<embed>");

@@ -32,7 +32,7 @@ struct reader {
     struct storage *storage;         /* [n_storage], by key */
     size_t n_storage;
     struct tensor_at *tensor; /* [f->n], by name */
-    size_t file_size;
+    size_t file_size, steps, text;
     struct err *err;
 };
 

@@ -9,17 +9,31 @@
 #include <string.h>
 
 #define TENSORS_MAX 100000
-#define STEPS_MAX   8000000
+#define STEPS_MAX   1000000
 #define DEPTH_MAX   64
+#define TEXT_TOTAL  (64u << 20) /* bytes of all names and texts: one text may be shared by many */
 /* Tensors may share a storage, so together they may be larger than the file: so many times. */
 #define SHARED_TIMES 4
 #define SHARED_MORE  (1u << 20)
 
 /* ---- the tree becomes a list ------------------------------------------------------------------ */
 
+/* Counts bytes that are about to be read or kept. */
+static int spend(struct reader *r, size_t n)
+{
+    r->text += n;
+    return r->text <= TEXT_TOTAL
+               ? 0
+               : err_set(r->err, ERR_FORMAT, "its names and texts have more than %u bytes",
+                         TEXT_TOTAL);
+}
+
 static int add_tensor(struct reader *r, const char *name, const struct pickle_value *v)
 {
     size_t n = r->f->n;
+    int rc = spend(r, strlen(name));
+    if (rc < 0)
+        return rc;
     if (n >= TENSORS_MAX)
         return err_set(r->err, ERR_FORMAT, "more than %d tensors", TENSORS_MAX);
     if ((n & (n - 1)) == 0) { /* full at each power of two */
@@ -44,6 +58,9 @@ static int add_meta(struct reader *r, const char *name, const struct pickle_valu
 {
     struct torch_file *f = r->f;
     char buf[40];
+    int rc = spend(r, strlen(name) + (v->kind == PICKLE_TEXT ? v->n : 0));
+    if (rc < 0)
+        return rc;
     if (v->kind == PICKLE_INT)
         snprintf(buf, sizeof buf, "%" PRId64, v->i);
     else if (v->kind == PICKLE_FLOAT)
@@ -98,7 +115,7 @@ static int flatten(struct reader *r, const struct pickle_value *v, char *name, i
         place.i = (int64_t)i;
         rc = add_key(r, name, n, dict ? v->item[i] : &place);
         /* sharing makes a small pickle a large tree, so steps are counted too */
-        if (rc >= 0 && ++r->pickle.n_item > STEPS_MAX)
+        if (rc >= 0 && ++r->steps > STEPS_MAX)
             rc = err_set(r->err, ERR_FORMAT, "its dicts and lists hold too much");
         rc = rc < 0 ? rc : flatten(r, v->item[dict ? i + 1 : i], name, rc, depth + 1);
     }

@@ -252,3 +252,96 @@ Test(torch_file, refuses_damaged_pickles)
             "F\xf9 j\xa8P\x18.",
             "not one of torch's");
 }
+
+/* ---- bombs ------------------------------------------------------------------------------------- */
+
+struct text {
+    char *at;
+    size_t n;
+};
+
+static void put(struct text *t, const void *p, size_t n)
+{
+    memcpy(t->at + t->n, p, n);
+    t->n += n;
+}
+#define PUT(t, bytes) put(t, bytes, sizeof(bytes) - 1)
+
+/* The older form around an object, which has no tensors. */
+static void check_bomb(const char *what, const struct text *object, const char *phrase)
+{
+    struct text t = {malloc(object->n + 200), 0};
+    PUT(&t, "\x80\2\x8a\x0al\xfc\x9c"
+            "F\xf9 j\xa8P\x19.\x80\2M\xe9\3.");
+    PUT(&t, "\x80\2}X\x0d\0\0\0little_endian\x88s.");
+    put(&t, object->at, object->n);
+    PUT(&t, "\x80\2].");
+    check_refusal(what, t.at, t.n, phrase);
+    free(t.at);
+}
+
+/* Ten lists of ten lists of ten … of one value: a few hundred bytes that stand for 10^20 values. */
+Test(torch_file, laughs, .timeout = 20)
+{
+    struct text t = {malloc(4000), 0};
+    PUT(&t, "\x80\2Nq\0");
+    for (int i = 0; i < 20; i++) {
+        const char get[2] = {'h', (char)i}, keep[2] = {'q', (char)(i + 1)};
+        PUT(&t, "0](");
+        for (int k = 0; k < 10; k++)
+            put(&t, get, 2);
+        PUT(&t, "e");
+        put(&t, keep, 2);
+    }
+    PUT(&t, ".");
+    check_bomb("ten of ten of ten", &t, "hold too much");
+    free(t.at);
+}
+
+/* A text of a megabyte that a thousand names share. */
+Test(torch_file, one_text_many_times, .timeout = 20)
+{
+    const size_t size = 1 << 20;
+    struct text t = {malloc(size + 20000), 0};
+    PUT(&t, "\x80\2X\0\0\x10\0");
+    memset(t.at + t.n, 'x', size);
+    t.n += size;
+    PUT(&t, "q\0"
+            "0](");
+    for (int i = 0; i < 1000; i++)
+        PUT(&t, "h\0");
+    PUT(&t, "e.");
+    check_bomb("a thousand megabytes", &t, "names and texts have more than");
+    free(t.at);
+}
+
+/* A dict that takes another's items, which took its: each round doubles both. */
+Test(torch_file, attributes_that_double, .timeout = 20)
+{
+    struct text t = {malloc(20000), 0};
+    PUT(&t, "\x80\2}K\1K\1sq\0}K\2K\2sq\1(");
+    for (int i = 0; i < 200; i++) {
+        PUT(&t, "h\0}X\x0b\0\0\0_parametersh\1sb");
+        PUT(&t, "h\1}X\x0b\0\0\0_parametersh\0sb");
+    }
+    PUT(&t, "l.");
+    check_bomb("doubled attributes", &t, "more than 4000000 items");
+    free(t.at);
+}
+
+/* A list that holds itself, and one that is 100 deep. */
+Test(torch_file, endless_lists)
+{
+    static const char self[] = "\x80\2]q\0h\0a.";
+    struct text t = {malloc(1000), 0};
+    struct text loop = {(char *)self, sizeof self - 1};
+    check_bomb("a list in itself", &loop, "more than 64 deep");
+    PUT(&t, "\x80\2");
+    for (int i = 0; i < 100; i++)
+        PUT(&t, "]");
+    for (int i = 0; i < 99; i++)
+        PUT(&t, "a");
+    PUT(&t, ".");
+    check_bomb("100 lists in each other", &t, "more than 64 deep");
+    free(t.at);
+}
