@@ -71,14 +71,14 @@ static bool is_stale(const char *key)
 int pick_write(const char *path, const char *style, const struct matrices *m,
                const struct adapter_file *from, const char *what, struct err *err)
 {
-    size_t n = from ? safetensors_metadata_count(from->st) : 0, k = 0;
+    size_t n = from ? tensor_file_metadata_count(from->st) : 0, k = 0;
     const char *(*meta)[2] = malloc((n + 3) * sizeof *meta);
     if (!meta)
         return err_nomem(err, n * sizeof *meta);
     meta[k][0] = "format", meta[k++][1] = "pt";
     meta[k][0] = "weft.made", meta[k++][1] = what;
     for (size_t i = 0; i < n; i++) {
-        safetensors_metadata_at(from->st, i, &meta[k][0], &meta[k][1]);
+        tensor_file_metadata_at(from->st, i, &meta[k][0], &meta[k][1]);
         k += !is_stale(meta[k][0]) && strcmp(meta[k][0], "weft.made");
     }
     int rc = adapter_write(path, style, m, (const char *const(*)[2])meta, k, err);

@@ -1,5 +1,6 @@
 /* weft render: a prompt becomes a picture. */
 #include "cli.h"
+#include "embeddings.h"
 #include "request.h"
 
 #include "compose/generate.h"
@@ -26,6 +27,7 @@ struct render {
     struct use *use;
     struct generator *g;
     struct prompt prompt, negative;
+    struct words *words;
     struct image init;
     struct cost cost;
 
@@ -41,7 +43,7 @@ struct render {
 /* Options as given, before they are laid over the settings of --like. */
 struct given {
     const char *prompt, *negative, *model, *sampler, *schedule, *rng, *init;
-    struct option_list adapter, compose;
+    struct option_list adapter, embedding, compose;
     uint64_t seed;
     int size[2], steps, clip_skip, tile;
     double cfg, eta, denoise;
@@ -63,6 +65,8 @@ static void make_options(struct option o[MAX_OPTIONS], struct given *g, struct r
         {"triggers", 0, OPTION_FLAG, &d->triggers, NULL,
          "put the trigger words of adapters in front of the prompt where\nthey are missing", 0, 0,
          NULL},
+        {"embedding", 0, OPTION_LIST, &g->embedding, "FILE[=NAME]",
+         "a textual inversion, which prompts use by its name; may be repeated", 0, 0, NULL},
         {"negative", 'n', OPTION_TEXT, &g->negative, "TEXT", "what to keep out", 0, 0, NULL},
         {"model", 'm', OPTION_TEXT, &g->model, "DIR",
          "a model in diffusers' layout, or the name of a registered one;\n"
@@ -147,7 +151,8 @@ static void help(const struct command *self)
          "  [a:b:0.5] [b:3] [a::3]       the text changes at a fraction of the steps or a step\n"
          "  [a|b]                        it alternates\n"
          "  a AND b:0.5                  two conditions\n"
-         "  <lora:NAME:0.8>              an adapter; <lora:NAME:te:unet>");
+         "  <lora:NAME:0.8>              an adapter; <lora:NAME:te:unet>\n"
+         "  NAME embedding:NAME          a textual inversion given with --embedding");
 }
 
 /* Lays what was given over r. */
@@ -181,6 +186,8 @@ static int apply(struct request *r, const struct given *g, struct err *err)
     r->fold = r->fold || g->fold;
     for (int i = 0; i < g->adapter.n && rc == 0; i++)
         rc = request_add_adapter(r, g->adapter.item[i], err);
+    for (int i = 0; i < g->embedding.n && rc == 0; i++)
+        rc = request_add_embedding(r, g->embedding.item[i], err);
     for (int i = 0; i < g->compose.n && rc == 0; i++)
         if (strcmp(g->compose.item[i], "merge"))
             rc = err_set(err, ERR_ARG, "no strategy '%.60s'; known: merge", g->compose.item[i]);
@@ -257,6 +264,7 @@ static int parse(struct render *d, int argc, char **argv, struct err *err)
         rc = err_set(err, ERR_ARG, "--seed and --count: the last seed would be above 2^63 - 1");
     free(rest);
     free(g.adapter.item);
+    free(g.embedding.item);
     free(g.compose.item);
     return rc;
 }
@@ -446,6 +454,7 @@ static int to_picture(struct render *d, struct picture *p, struct err *err)
     }
     p->prompt = &d->prompt;
     p->negative = &d->negative;
+    p->words = d->words;
     p->w = d->r.size[0];
     p->h = d->r.size[1];
     p->steps = d->r.steps;
@@ -515,6 +524,13 @@ static json_t *adapter_report(const struct render *d, int i)
                      d->adapter[i]->matched);
 }
 
+static json_t *embedding_report(const struct request_embedding *e)
+{
+    char id[13];
+    snprintf(id, sizeof id, "%.12s", e->sha256);
+    return json_pack("{s:s?, s:s, s:s}", "name", e->name, "file", e->path, "id", id);
+}
+
 static void report(const struct render *d, const char *path, double seconds)
 {
     if (!d->json) {
@@ -529,6 +545,10 @@ static void report(const struct render *d, const char *path, double seconds)
     for (int i = 0; i < d->r.n_adapter; i++)
         json_array_append_new(list, adapter_report(d, i));
     json_object_set_new(root, "adapters", list);
+    list = json_array();
+    for (int i = 0; i < d->r.n_embedding; i++)
+        json_array_append_new(list, embedding_report(&d->r.embedding[i]));
+    json_object_set_new(root, "embeddings", list);
     char *text = json_dumps(root, JSON_COMPACT);
     puts(text ? text : "{}");
     fflush(stdout);
@@ -659,6 +679,7 @@ static int make_all(struct render *d, struct err *err)
     rc = rc < 0 ? rc : check_outputs(d, p.seed, err);
     rc = rc < 0 ? rc : generator_open(&d->g, d->model, d->use, d->r.n_adapter, d->r.fold, err);
     rc = rc < 0 ? rc : generator_prepare(d->g, &p, &d->cost, err);
+    rc = rc < 0 ? rc : embeddings_check_used(d->words, &d->r, err);
     rc = rc < 0 ? rc : announce(d, err);
     for (int i = 0; i < d->count && rc == 0; i++) {
         d->r.seed = p.seed;
@@ -678,6 +699,7 @@ static void release(struct render *d)
     free(d->adapter);
     free(d->file);
     free(d->use);
+    words_free(d->words);
     model_close(d->model);
     device_close(d->dev);
     prompt_release(&d->prompt);
@@ -701,6 +723,7 @@ static int run(const struct command *self, int argc, char **argv)
     rc = rc < 0 ? rc : open_device(&d, &err);
     rc = rc < 0 ? rc : open_model(&d, &err);
     rc = rc < 0 ? rc : open_adapters(&d, &err);
+    rc = rc < 0 ? rc : embeddings_open(&d.words, &d.r, d.model, d.file, d.verbose, &err);
     rc = rc < 0 || !d.r.init ? rc : read_init(&d, &err);
     rc = rc < 0 ? rc : make_all(&d, &err);
     release(&d);

@@ -29,6 +29,12 @@ static void adapter_release(struct request_adapter *a)
     free(a->row);
 }
 
+static void embedding_release(struct request_embedding *e)
+{
+    free(e->path);
+    free(e->name);
+}
+
 void request_release(struct request *r)
 {
     char *text[] = {r->model, r->prompt, r->negative, r->sampler, r->schedule, r->rng, r->init};
@@ -36,7 +42,10 @@ void request_release(struct request *r)
         free(text[i]);
     for (int i = 0; i < r->n_adapter; i++)
         adapter_release(&r->adapter[i]);
+    for (int i = 0; i < r->n_embedding; i++)
+        embedding_release(&r->embedding[i]);
     free(r->adapter);
+    free(r->embedding);
     memset(r, 0, sizeof *r);
 }
 
@@ -73,15 +82,21 @@ static char *with_ending(const char *name, size_t len, const char *ending)
     return asprintf(&s, "%.*s%s", (int)len, name, ending) < 0 ? NULL : s;
 }
 
-/* The file that a name means: itself, the same with ".safetensors" behind it, or a PEFT folder. NULL:
- * none. */
+/* The file that a name means: itself, the same with an ending of tensor files behind it, or a PEFT folder.
+ * NULL: none. */
 static char *find_file(const char *name, size_t len)
 {
-    static const char *const ending[] = {"", ".safetensors", "/adapter_model.safetensors"};
+    static const char *const ending[] = {"",
+                                         ".safetensors",
+                                         ".pt",
+                                         ".bin",
+                                         ".pth",
+                                         "/adapter_model.safetensors",
+                                         "/adapter_model.bin"};
     for (size_t i = 0; i < sizeof ending / sizeof *ending; i++) {
         char *path = with_ending(name, len, ending[i]);
         bool found = path && file_kind(path) == 1;
-        if (found && i < 2)
+        if (found && ending[i][0] != '/')
             return path;
         free(path);
         if (found)
@@ -142,7 +157,8 @@ static int no_such_adapter(const struct request *r, const char *ref, size_t len,
     }
     free(path);
     return err_set(err, ERR_IO, "%.*s: %s", (int)len, ref,
-                   folder ? "a folder without adapter_model.safetensors" : "no such adapter file");
+                   folder ? "a folder without adapter_model.safetensors or .bin"
+                          : "no such adapter file");
 }
 
 static int parse_double(const char *s, size_t n, double *out)
@@ -282,6 +298,50 @@ int request_add_named(struct request *r, const char *name, double te, double une
     return rc < 0 ? rc : request_set(&a->ref, name, err);
 }
 
+/* ---- textual inversions ---------------------------------------------------------------------- */
+
+static struct request_embedding *new_embedding(struct request *r, struct err *err)
+{
+    size_t n = (size_t)r->n_embedding + 1;
+    struct request_embedding *p = realloc(r->embedding, n * sizeof *p);
+    if (!p) {
+        err_nomem(err, n * sizeof *p);
+        return NULL;
+    }
+    r->embedding = p;
+    p += r->n_embedding++;
+    *p = (struct request_embedding){0};
+    return p;
+}
+
+int request_add_embedding(struct request *r, const char *text, struct err *err)
+{
+    struct request_embedding *e = new_embedding(r, err);
+    const char *equals = strrchr(text, '=');
+    size_t n = strlen(text);
+    if (!e)
+        return ERR_NOMEM;
+    e->given = true;
+    e->path = find_file(text, n); /* a file's own name may hold "=" */
+    if (!e->path && equals) {
+        n = (size_t)(equals - text);
+        e->path = find_file(text, n);
+        e->name = strdup(equals + 1);
+        if (!e->name)
+            return err_nomem(err, strlen(equals));
+    }
+    if (!e->path || file_kind(e->path) != 1)
+        return err_set(err, ERR_IO, "%.*s: no such embedding file", (int)n, text);
+    for (int i = r->n_embedding - 1; i-- > 0;)
+        if (!r->embedding[i].given && !strcmp(r->embedding[i].path, e->path)) {
+            embedding_release(&r->embedding[i]);
+            memmove(&r->embedding[i], &r->embedding[i + 1],
+                    (size_t)(--r->n_embedding - i) * sizeof *e);
+            e--;
+        }
+    return 0;
+}
+
 /* ---- the weft chunk -------------------------------------------------------------------------- */
 
 #define CHUNK_FORMAT 1
@@ -365,6 +425,25 @@ static json_t *adapter_json(const struct request_adapter *a)
     return j;
 }
 
+static json_t *embedding_json(const struct request_embedding *e)
+{
+    return json_pack("{s:s, s:s?, s:s}", "file", e->path, "name", e->name, "data_sha256",
+                     e->sha256);
+}
+
+/* Only where there are any: pictures without them are as they were before weft knew them. */
+static int put_embeddings(json_t *root, const struct request *r)
+{
+    json_t *list = json_array();
+    int bad = !list;
+    for (int i = 0; i < r->n_embedding && !bad; i++)
+        bad = json_array_append_new(list, embedding_json(&r->embedding[i]));
+    if (r->n_embedding && !bad)
+        bad = json_object_set(root, "embeddings", list);
+    json_decref(list);
+    return bad;
+}
+
 char *request_to_json(const struct request *r, struct err *err)
 {
     json_t *root = json_pack("{s:s, s:i}", "weft", WEFT_VERSION, "format", CHUNK_FORMAT);
@@ -376,6 +455,7 @@ char *request_to_json(const struct request *r, struct err *err)
         bad = json_object_set_new(root, fields[i].key, field_json(r, &fields[i]));
     for (int i = 0; i < r->n_adapter && !bad; i++)
         bad = json_array_append_new(list, adapter_json(&r->adapter[i]));
+    bad = bad || put_embeddings(root, r);
     if (!bad && json_object_set(root, "adapters", list) == 0)
         text = json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(17));
     json_decref(list);
@@ -449,9 +529,25 @@ static int adapter_read(struct request *r, json_t *v, struct err *err)
     return rc < 0 ? rc : request_set(&a->path, file, err);
 }
 
+static int embedding_read_json(struct request *r, json_t *v, struct err *err)
+{
+    const char *file = NULL, *sha = NULL;
+    json_t *name = NULL;
+    struct request_embedding *e = new_embedding(r, err);
+    if (!e)
+        return ERR_NOMEM;
+    if (json_unpack(v, "{s:s, s:o, s:s!}", "file", &file, "name", &name, "data_sha256", &sha) ||
+        !(json_is_string(name) || json_is_null(name)) || !*sha || !is_hash(sha))
+        return err_set(err, ERR_FORMAT, "its weft chunk has a damaged embedding");
+    strcpy(e->sha256, sha);
+    int rc = request_set(&e->name, json_string_value(name), err);
+    return rc < 0 ? rc : request_set(&e->path, file, err);
+}
+
 static int chunk_read(struct request *r, json_t *root, struct err *err)
 {
     json_t *list = json_object_get(root, "adapters"), *v;
+    json_t *words = json_object_get(root, "embeddings");
     json_int_t format = json_integer_value(json_object_get(root, "format"));
     size_t i;
     int rc = 0;
@@ -462,12 +558,17 @@ static int chunk_read(struct request *r, json_t *root, struct err *err)
                        (long long)format, CHUNK_FORMAT);
     for (i = 0; i < N_FIELDS && rc == 0; i++)
         rc = field_read(r, &fields[i], json_object_get(root, fields[i].key), err);
-    /* "weft", "format", "adapters", and the fields */
-    if (rc == 0 && (!json_is_array(list) || json_object_size(root) != N_FIELDS + 3))
+    /* "weft", "format", "adapters", the fields, and perhaps "embeddings" */
+    if (rc == 0 && (!json_is_array(list) || (words && !json_is_array(words)) ||
+                    json_object_size(root) != N_FIELDS + 3 + (words != NULL)))
         rc = err_set(err, ERR_FORMAT, "its weft chunk has no list of adapters, or unknown keys");
     json_array_foreach(list, i, v)
     {
         rc = rc < 0 ? rc : adapter_read(r, v, err);
+    }
+    json_array_foreach(words, i, v)
+    {
+        rc = rc < 0 ? rc : embedding_read_json(r, v, err);
     }
     return rc;
 }
@@ -526,23 +627,40 @@ static void put_prompt(FILE *f, const struct request *r)
         fprintf(f, "\nNegative prompt: %s", r->negative);
 }
 
+/* ", KEY: " and the list that m was opened for. */
+static void put_list(FILE *f, const char *key, FILE *m, char **list)
+{
+    fclose(m);
+    fprintf(f, ", %s: ", key);
+    put_value(f, *list);
+    free(*list);
+}
+
 static void put_hashes(FILE *f, const struct request *r)
 {
     char *list = NULL;
     size_t size = 0;
     FILE *m = r->n_adapter ? open_memstream(&list, &size) : NULL;
-    if (!m)
-        return;
-    for (int i = 0; i < r->n_adapter; i++) {
+    for (int i = 0; i < r->n_adapter && m; i++) {
         const struct request_adapter *a = &r->adapter[i];
         char *name = a->name ? strdup(a->name) : file_stem(a->path);
         fprintf(m, "%s%s: %.12s", i ? ", " : "", name ? name : "", r->adapter[i].sha256);
         free(name);
     }
-    fclose(m);
-    fputs(", Lora hashes: ", f);
-    put_value(f, list);
-    free(list);
+    if (m)
+        put_list(f, "Lora hashes", m, &list);
+    m = r->n_embedding ? open_memstream(&list, &size) : NULL;
+    for (int i = 0; i < r->n_embedding && m; i++) {
+        char *name = file_stem(r->embedding[i].path);
+        fprintf(m, "%s%s: %.12s", i ? ", " : "",
+                r->embedding[i].name ? r->embedding[i].name
+                : name               ? name
+                                     : "",
+                r->embedding[i].sha256);
+        free(name);
+    }
+    if (m)
+        put_list(f, "TI hashes", m, &list);
 }
 
 char *request_to_parameters(const struct request *r, const char *model_name,

@@ -27,6 +27,15 @@ struct request_adapter {
     struct repo_adapter *row; /* owned; NULL also for one that a picture brought along */
 };
 
+/* --embedding FILE[=NAME] */
+struct request_embedding {
+    char *path;
+    char *name;            /* what the prompt calls it; NULL: as its file says */
+    char sha256[HASH_HEX]; /* of its tensor data; "" until known */
+    int first, n_word;     /* its words, once they are read (cli/embeddings.h); not remembered */
+    bool given;            /* on this command line */
+};
+
 struct request {
     struct repo
         *repo;   /* where names of adapters and models are looked up; borrowed, NULL: files only */
@@ -34,6 +43,8 @@ struct request {
     char *prompt, *negative;
     struct request_adapter *adapter;
     int n_adapter;
+    struct request_embedding *embedding;
+    int n_embedding;
     uint64_t seed;
     int size[2]; /* 0: the model's own */
     int steps, clip_skip, tile;
@@ -61,6 +72,10 @@ int request_check(const struct request *r, struct err *err);
 int request_add_adapter(struct request *r, const char *text, struct err *err);
 /* The same from a <lora:…> in the prompt. */
 int request_add_named(struct request *r, const char *name, double te, double unet, struct err *err);
+
+/* Adds a textual inversion from the text of --embedding. One of the same file that a picture brought along
+ * makes room for it. */
+int request_add_embedding(struct request *r, const char *text, struct err *err);
 
 /* Forgets the adapters that the prompt named. */
 void request_drop_named(struct request *r);

@@ -19,7 +19,8 @@ static int add_row(struct conditions *c, const char *text, double weight, int st
 }
 
 /* Tokens of every stage of every row, all with the same number of chunks. */
-static int add_chunks(struct conditions *c, const struct tokenizer *t, struct err *err)
+static int add_chunks(struct conditions *c, const struct tokenizer *t, struct words *words,
+                      struct err *err)
 {
     int k = 0, rc = 0;
     c->chunks = calloc((size_t)c->n_text, sizeof *c->chunks);
@@ -28,8 +29,8 @@ static int add_chunks(struct conditions *c, const struct tokenizer *t, struct er
         return err_nomem(err, (size_t)c->n_text * sizeof *c->chunks);
     for (int i = 0; i < c->n_row; i++)
         for (size_t j = 0; j < c->row[i].stages.n && rc == 0; j++, k++) {
-            rc = prompt_chunks_make(&c->chunks[k], t, c->row[i].stages.stage[j].text, c->length,
-                                    err);
+            rc = prompt_chunks_make(&c->chunks[k], t, words, c->row[i].stages.stage[j].text,
+                                    c->length, err);
             if (rc == 0 && c->chunks[k].n_chunk > c->n_chunk)
                 c->n_chunk = c->chunks[k].n_chunk;
         }
@@ -38,13 +39,14 @@ static int add_chunks(struct conditions *c, const struct tokenizer *t, struct er
     return rc;
 }
 
-int conditions_parse(struct conditions *c, const struct tokenizer *t, int length,
-                     const struct prompt *prompt, const struct prompt *negative, int steps,
-                     struct err *err)
+int conditions_parse(struct conditions *c, const struct tokenizer *t, struct words *words,
+                     int length, const struct prompt *prompt, const struct prompt *negative,
+                     int steps, struct err *err)
 {
     int rc = 0;
     memset(c, 0, sizeof *c);
     c->length = length;
+    c->words = words;
     c->row = calloc(prompt->n_part + 1, sizeof *c->row);
     if (!c->row)
         return err_nomem(err, (prompt->n_part + 1) * sizeof *c->row);
@@ -54,7 +56,7 @@ int conditions_parse(struct conditions *c, const struct tokenizer *t, int length
         rc = add_row(c, negative->part[0].text, 1, steps, err);
     for (size_t i = 0; i < prompt->n_part && rc == 0; i++)
         rc = add_row(c, prompt->part[i].text, prompt->part[i].weight, steps, err);
-    return rc < 0 ? rc : add_chunks(c, t, err);
+    return rc < 0 ? rc : add_chunks(c, t, words, err);
 }
 
 void conditions_place(struct conditions *c, const struct clip_text *clip, struct run *keep)
@@ -86,7 +88,7 @@ static int encode_text(struct conditions *c, const struct clip_text *clip, int s
     size_t row = (size_t)c->length * (size_t)clip->tower.width;
 
     run_reset(pass);
-    struct tensor y = clip_text_forward(clip, pass, ch->id, c->n_chunk, c->length, skip);
+    struct tensor y = clip_text_forward(clip, pass, c->words, ch->id, c->n_chunk, c->length, skip);
     int rc = run_check(pass, err);
     rc = rc < 0 ? rc : pass->dev->be->download(pass->dev, host, &y, err);
     for (int i = 0; i < c->n_chunk && rc == 0 && ch->weighted; i++)
@@ -102,7 +104,7 @@ int conditions_encode(struct conditions *c, const struct clip_text *clip, int sk
     if (!host)
         return err_nomem(err, n * sizeof *host);
     run_measure(pass);
-    clip_text_forward(clip, pass, c->chunks[0].id, c->n_chunk, c->length, skip);
+    clip_text_forward(clip, pass, c->words, c->chunks[0].id, c->n_chunk, c->length, skip);
     int rc = run_commit(pass, err);
     for (int k = 0; k < c->n_text && rc == 0; k++)
         rc = encode_text(c, clip, skip, pass, k, host, err);

@@ -4,7 +4,7 @@
  * its prompt. Each row has a schedule of texts. All distinct texts are encoded once, before the first
  * step, padded to the same number of chunks, so that any of them can stand in a batch beside any other.
  *
- *     conditions_parse(&c, tokenizer, length, &prompt, &negative, steps, &err);
+ *     conditions_parse(&c, tokenizer, NULL, length, &prompt, &negative, steps, &err);
  *     conditions_encode(&c, clip, skip, &pass, &keep, &err);
  *     text = &c.hidden[conditions_at(&c, row, step)];
  */
@@ -26,12 +26,14 @@ struct conditions {
     struct prompt_chunks *chunks; /* [n_text] */
     struct tensor *hidden;        /* [n_text], each [1, n_chunk * length, width], in `keep` */
     int n_text, n_chunk, length;
+    const struct words *words; /* that the chunks refer to, or NULL */
 };
 
-/* negative NULL: guidance is off, and row 0 is the first part. Release it also after an error. */
-int conditions_parse(struct conditions *c, const struct tokenizer *t, int length,
-                     const struct prompt *prompt, const struct prompt *negative, int steps,
-                     struct err *err);
+/* negative NULL: guidance is off, and row 0 is the first part. words may be NULL, else they are kept
+ * until conditions_release. Release it also after an error. */
+int conditions_parse(struct conditions *c, const struct tokenizer *t, struct words *words,
+                     int length, const struct prompt *prompt, const struct prompt *negative,
+                     int steps, struct err *err);
 /* Places the encodings in `keep` (also while it is measuring). */
 void conditions_place(struct conditions *c, const struct clip_text *clip, struct run *keep);
 /* Fills them in. Words are weighted as A1111 does: each token's state times its weight, then the chunk

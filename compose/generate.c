@@ -190,6 +190,9 @@ static int check_picture(const struct generator *g, const struct picture *p, str
     if (p->init && (p->init->w != p->w || p->init->h != p->h))
         return err_set(err, ERR_ARG, "the picture to start from is %dx%d, not %dx%d", p->init->w,
                        p->init->h, p->w, p->h);
+    if (p->words && words_width(p->words) != g->m->text->tower.width)
+        return err_set(err, ERR_MISMATCH, "words of %d values, the text encoder takes %d",
+                       words_width(p->words), g->m->text->tower.width);
     if (!isfinite(p->cfg) || p->cfg < -1000 || p->cfg > 1000)
         return err_set(err, ERR_ARG, "cfg %g makes no picture", p->cfg);
     if (p->tile && (p->tile < 8 || p->tile > 4096 || p->tile % 4))
@@ -247,8 +250,8 @@ typedef void pass_fn(struct generator *g);
 static void text_pass(struct generator *g)
 {
     set_adapters(g, 0, g->cond.n_chunk);
-    clip_text_forward(g->m->text, &g->pass, g->cond.chunks[0].id, g->cond.n_chunk, g->cond.length,
-                      g->p.clip_skip - 1);
+    clip_text_forward(g->m->text, &g->pass, g->cond.words, g->cond.chunks[0].id, g->cond.n_chunk,
+                      g->cond.length, g->p.clip_skip - 1);
 }
 
 static void unet_pass(struct generator *g)
@@ -344,8 +347,8 @@ int generator_prepare(struct generator *g, const struct picture *p, struct cost 
     if (rc == ERR_FORMAT)
         err_prefix(err, "%s/scheduler/scheduler_config.json", g->m->dir);
     rc = rc < 0 ? rc
-                : conditions_parse(&g->cond, g->m->tokenizer, g->m->text->positions, p->prompt,
-                                   is_guided(p) ? p->negative : NULL, p->steps, err);
+                : conditions_parse(&g->cond, g->m->tokenizer, p->words, g->m->text->positions,
+                                   p->prompt, is_guided(p) ? p->negative : NULL, p->steps, err);
     g->pass_bytes = 0;
     rc = rc < 0 ? rc : plan_memory(g, err);
     rc = rc < 0 ? rc : all_passes(g, false, cost, err);

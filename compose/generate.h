@@ -33,6 +33,7 @@ struct use {
 
 struct picture {
     const struct prompt *prompt, *negative; /* kept until generator_run returns; neither is NULL */
+    struct words *words;                    /* textual inversions for both, kept as long, or NULL */
     int w, h;                               /* pixels; multiples of the model's factor */
     int steps;                              /* at least 1 */
     double cfg;                             /* guidance; 1: the negative prompt is not computed */

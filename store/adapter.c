@@ -1,5 +1,6 @@
 #include "adapter.h"
 
+#include "embedding.h"
 #include "format.h"
 
 #include "unet/file.h"
@@ -17,6 +18,11 @@ static const struct adapter_format *const formats[] = {
     &adapter_format_lora, &adapter_format_loha,  &adapter_format_lokr, &adapter_format_full,
     &adapter_format_ia3,  &adapter_format_glora, &adapter_format_oft,  &adapter_format_shira,
 };
+/* Whole files that are spelt in a way of their own. */
+extern const struct adapter_layout adapter_layout_cloneofsimo, adapter_layout_mix_of_show;
+
+static const struct adapter_layout *const layouts[] = {&adapter_layout_cloneofsimo,
+                                                       &adapter_layout_mix_of_show};
 #define N_FORMAT (sizeof formats / sizeof *formats)
 
 /* Pieces of keys that say which kind of adapter a file is, of those that weft cannot use. */
@@ -37,7 +43,6 @@ static const char *const kinds[][2] = {
     {"oft_r", "an OFT of an early PEFT"},
     {"set_weight", "one that replaces weights"},
     {"bias_indices", "one with sparse biases"},
-    {"emb_params", "textual inversion"},
 };
 
 const char *adapter_kind_of_key(const char *key)
@@ -55,21 +60,21 @@ int adapter_refuse_kind(const char *kind, const char *path, const char *key, str
 }
 
 /* What a file is that no importer takes. */
-static int unknown(const struct safetensors *st, const char *path, struct err *err)
+static int unknown(const struct tensor_file *st, const char *path, struct err *err)
 {
-    if (safetensors_count(st) == 0)
+    if (tensor_file_count(st) == 0)
         return err_set(err, ERR_FORMAT, "%s: holds no tensors at all", path);
-    if (safetensors_find(st, "conv_in.weight") ||
-        safetensors_find(st, "model.diffusion_model.out.2.weight"))
+    if (tensor_file_find(st, "conv_in.weight") ||
+        tensor_file_find(st, "model.diffusion_model.out.2.weight"))
         return err_set(err, ERR_FORMAT, "%s: this is a whole model, not an adapter", path);
-    for (size_t i = 0; i < safetensors_count(st); i++) {
-        const char *kind = adapter_kind_of_key(safetensors_name(st, i));
+    for (size_t i = 0; i < tensor_file_count(st); i++) {
+        const char *kind = adapter_kind_of_key(tensor_file_name(st, i));
         if (kind)
-            return adapter_refuse_kind(kind, path, safetensors_name(st, i), err);
+            return adapter_refuse_kind(kind, path, tensor_file_name(st, i), err);
     }
     return err_set(err, ERR_UNSUPPORTED,
                    "%s: no adapter format weft knows; its first tensor is '%.200s'", path,
-                   safetensors_name(st, 0));
+                   tensor_file_name(st, 0));
 }
 
 /* One module through every family that has parts in it; all of its parts must be used. */
@@ -95,26 +100,31 @@ static int import_module(const struct module *m, const struct peft *peft, struct
     return 0;
 }
 
-static bool known(const struct safetensors *st)
+static int count_known(const struct tensor_file *f)
 {
-    for (size_t i = 0; i < safetensors_count(st); i++)
-        if (module_knows(safetensors_name(st, i)))
-            return !safetensors_find(st, "conv_in.weight") &&
-                   !safetensors_find(st, "model.diffusion_model.out.2.weight");
-    return false;
+    int n = 0;
+    for (size_t i = 0; i < tensor_file_count(f); i++)
+        n += module_knows(tensor_file_name(f, i));
+    return n;
 }
 
-int adapter_import(const struct safetensors *st, const char *path, struct delta_list *list,
-                   const struct adapter_format **format, const char **style, struct err *err)
+static bool is_model(const struct tensor_file *f)
+{
+    return tensor_file_find(f, "conv_in.weight") ||
+           tensor_file_find(f, "model.diffusion_model.out.2.weight");
+}
+
+/* Every module to the families that it has parts of. */
+static int import_modules(const struct tensor_file *f, const char *path, struct delta_list *list,
+                          const struct adapter_format **format, const char **style,
+                          struct err *err)
 {
     struct modules m = {NULL, 0};
     struct peft peft = {NULL, false};
     int uses[N_FORMAT] = {0}, best = 0;
 
-    if (!known(st))
-        return unknown(st, path, err);
-    int rc = modules_read(&m, st, path, err);
-    rc = rc < 0 ? rc : peft_open(&peft, st, path, err);
+    int rc = modules_read(&m, f, path, err);
+    rc = rc < 0 ? rc : peft_open(&peft, f, path, err);
     rc = rc < 0 ? rc : peft_check(&peft, path, err);
     for (int i = 0; i < m.n && rc == 0; i++) {
         rc = import_module(&m.at[i], &peft, list, uses, err);
@@ -130,6 +140,72 @@ int adapter_import(const struct safetensors *st, const char *path, struct delta_
     return rc;
 }
 
+/* The layout that takes more of the file's keys than are plain, or NULL. */
+static const struct adapter_layout *layout_of(const struct tensor_file *f)
+{
+    const struct adapter_layout *best = NULL;
+    int most = count_known(f);
+    for (size_t i = 0; i < sizeof layouts / sizeof *layouts; i++) {
+        int n = layouts[i]->claims(f);
+        if (n > most) {
+            most = n;
+            best = layouts[i];
+        }
+    }
+    return best;
+}
+
+static int import_rest(const struct tensor_file *f, const char *path, struct delta_list *list,
+                       const struct adapter_format **format, const char **style, struct err *err)
+{
+    struct tensor_file *view = NULL;
+    const struct adapter_layout *layout = layout_of(f);
+    if (is_model(f) || (!layout && !count_known(f)))
+        return unknown(f, path, err);
+    int rc = layout ? layout->view(&view, f, path, err) : 0;
+    rc = rc < 0 ? rc : import_modules(view ? view : f, path, list, format, style, err);
+    if (layout)
+        *style = layout->name;
+    tensor_file_close(view);
+    return rc;
+}
+
+static const char *not_embedding(void *user, const struct tensor_file *f, size_t i, char *buf,
+                                 size_t size)
+{
+    (void)user, (void)buf, (void)size;
+    return embedding_owns(f, i) ? NULL : tensor_file_name(f, i);
+}
+
+int adapter_import(const struct tensor_file *st, const char *path, struct delta_list *list,
+                   const struct adapter_format **format, const char **style, struct err *err)
+{
+    struct tensor_file *rest = NULL;
+    size_t n = 0;
+    int rc = 0;
+    for (size_t i = 0; i < tensor_file_count(st); i++)
+        n += embedding_owns(st, i);
+    if (n && n == tensor_file_count(st))
+        return err_set(err, ERR_UNSUPPORTED,
+                       "%s: this is a textual inversion, a word for prompts: --embedding takes it",
+                       path);
+    if (n)
+        rc = tensor_file_view(&rest, st, not_embedding, NULL, err);
+    rc = rc < 0 ? rc : import_rest(rest ? rest : st, path, list, format, style, err);
+    tensor_file_close(rest);
+    return rc;
+}
+
+/* The file of a PEFT folder: the newer form where both are there. */
+static char *in_folder(const char *dir)
+{
+    char *st = file_join(dir, "adapter_model.safetensors");
+    char *bin = file_join(dir, "adapter_model.bin");
+    bool old = st && bin && file_kind(st) == 0 && file_kind(bin) == 1;
+    free(old ? st : bin);
+    return old ? bin : st;
+}
+
 int adapter_file_open(struct adapter_file **out, const char *path, struct err *err)
 {
     struct adapter_file *f = calloc(1, sizeof *f);
@@ -140,13 +216,13 @@ int adapter_file_open(struct adapter_file **out, const char *path, struct err *e
     if (!f)
         return err_nomem(err, sizeof *f);
     f->name = file_stem(path);
-    f->path = file_kind(path) == 2 ? file_join(path, "adapter_model.safetensors") : strdup(path);
+    f->path = file_kind(path) == 2 ? in_folder(path) : strdup(path);
     if (!f->path || !f->name)
         rc = err_nomem(err, strlen(path));
-    rc = rc < 0 ? rc : safetensors_open(&f->st, f->path, err);
+    rc = rc < 0 ? rc : tensor_file_open(&f->st, f->path, err);
     rc = rc < 0 ? rc : adapter_import(f->st, f->path, &f->list, &f->format, &f->style, err);
     if (rc == 0) {
-        const void *data = safetensors_data(f->st, &size);
+        const void *data = tensor_file_data(f->st, &size);
         rc = hash_bytes(f->data_sha256, data, size, err);
     }
     if (rc < 0) {
@@ -162,7 +238,7 @@ void adapter_file_close(struct adapter_file *f)
     if (!f)
         return;
     delta_list_release(&f->list);
-    safetensors_close(f->st);
+    tensor_file_close(f->st);
     free(f->path);
     free(f->name);
     free(f);

@@ -22,6 +22,15 @@ struct adapter_format {
                   struct err *err);
 };
 
+/* Files whose keys are of another kind altogether: seen under names that module.c knows. */
+struct adapter_layout {
+    const char *name; /* the style it is called */
+    /* How many of the file's arrays are spelt so. */
+    int (*claims)(const struct tensor_file *f);
+    int (*view)(struct tensor_file **out, const struct tensor_file *f, const char *path,
+                struct err *err);
+};
+
 /* alpha / rank as the file says it (".scale" goes before ".alpha"), else PEFT's config, else 1. rank 0:
  * the file has no factor of a rank, and only PEFT knows one. */
 int module_scale(const struct module *m, const struct peft *peft, int rank, float *scale,

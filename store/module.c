@@ -118,17 +118,15 @@ static int foreign(const char *path, const char *key, struct err *err)
                    path, key);
 }
 
-/* Every key to a module of its own; merged afterwards. Bundled embeddings are words, not weights. */
-static int read_keys(struct modules *m, const struct safetensors *st, const char *path,
+/* Every key to a module of its own; merged afterwards. */
+static int read_keys(struct modules *m, const struct tensor_file *st, const char *path,
                      struct err *err)
 {
-    for (size_t i = 0; i < safetensors_count(st); i++) {
+    for (size_t i = 0; i < tensor_file_count(st); i++) {
         char plain[KEY_SIZE];
-        const char *key = safetensors_name(st, i);
+        const char *key = tensor_file_name(st, i);
         size_t len = 0;
         const struct ending *e = NULL;
-        if (!strncmp(key, "bundle_emb.", 11))
-            continue;
         if (plain_key(plain, sizeof plain, key) < sizeof plain)
             e = ending_of(plain, &len);
         if (!e)
@@ -136,7 +134,7 @@ static int read_keys(struct modules *m, const struct safetensors *st, const char
         struct module *one = &m->at[m->n++];
         memset(one, 0, sizeof *one);
         one->style = e->style;
-        one->part[e->part] = safetensors_at(st, i);
+        one->part[e->part] = tensor_file_at(st, i);
         if (!site_name(one->site, sizeof one->site, plain, len))
             snprintf(one->site, sizeof one->site, "?.%.*s", (int)(len < 250 ? len : 250), plain);
     }
@@ -168,9 +166,9 @@ static int merge(struct modules *m, const char *path, struct err *err)
     return 0;
 }
 
-int modules_read(struct modules *m, const struct safetensors *st, const char *path, struct err *err)
+int modules_read(struct modules *m, const struct tensor_file *st, const char *path, struct err *err)
 {
-    size_t n = safetensors_count(st);
+    size_t n = tensor_file_count(st);
     m->n = 0;
     m->at = malloc((n + 1) * sizeof *m->at);
     if (!m->at)

@@ -13,7 +13,7 @@
 #ifndef WEFT_MODULE_H
 #define WEFT_MODULE_H
 
-#include "unet/safetensors.h"
+#include "tensor_file.h"
 
 enum part {
     PART_LORA_DOWN,
@@ -72,7 +72,7 @@ struct modules {
     int n;
 };
 /* Refuses keys of no known ending, and a part that is there twice. */
-int modules_read(struct modules *m, const struct safetensors *st, const char *path,
+int modules_read(struct modules *m, const struct tensor_file *st, const char *path,
                  struct err *err);
 void modules_release(struct modules *m);
 /* True where the key has a known ending. */

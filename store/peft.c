@@ -15,9 +15,9 @@ static int not_object(const char *what, json_t *root, const json_error_t *je, st
                    root ? "" : je->text);
 }
 
-int peft_open(struct peft *p, const struct safetensors *st, const char *path, struct err *err)
+int peft_open(struct peft *p, const struct tensor_file *st, const char *path, struct err *err)
 {
-    const char *meta = safetensors_metadata(st, "lora_adapter_metadata");
+    const char *meta = tensor_file_metadata(st, "lora_adapter_metadata");
     const char *slash = strrchr(path, '/');
     char *text = NULL, *dir = strndup(path, slash ? (size_t)(slash - path) : 0);
     char *file = dir ? file_join(slash ? dir : ".", "adapter_config.json") : NULL;

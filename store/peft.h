@@ -9,7 +9,7 @@
 #ifndef WEFT_PEFT_H
 #define WEFT_PEFT_H
 
-#include "unet/safetensors.h"
+#include "tensor_file.h"
 
 #include <jansson.h>
 
@@ -18,7 +18,7 @@ struct peft {
     bool prefixed;
 };
 
-int peft_open(struct peft *p, const struct safetensors *st, const char *path, struct err *err);
+int peft_open(struct peft *p, const struct tensor_file *st, const char *path, struct err *err);
 void peft_close(struct peft *p);
 /* A value for a site's part of the model, borrowed; NULL where there is none. */
 json_t *peft_get(const struct peft *p, const char *site, const char *key);

@@ -66,11 +66,11 @@ Test(cli, version_and_help)
     weft(&s, "help", "render", NULL);
     cr_expect_eq(s.code, 0);
     static const char *const must[] = {
-        "--adapter",  "--negative", "--model",   "--size",    "--seed",          "--count",
-        "--init",     "--denoise",  "--like",    "--steps",   "--cfg",           "--sampler",
-        "--schedule", "--eta",      "--compose", "--fold",    "--clip-skip",     "--rng",
-        "--tile",     "--output",   "--json",    "--verbose", "--allow-partial", "dpmpp_2m",
-        "euler_a",    "BREAK"};
+        "--adapter", "--embedding", "--negative", "--model",   "--size",    "--seed",
+        "--count",   "--init",      "--denoise",  "--like",    "--steps",   "--cfg",
+        "--sampler", "--schedule",  "--eta",      "--compose", "--fold",    "--clip-skip",
+        "--rng",     "--tile",      "--output",   "--json",    "--verbose", "--allow-partial",
+        "dpmpp_2m",  "euler_a",     "BREAK"};
     for (size_t i = 0; i < sizeof must / sizeof *must; i++)
         cr_expect(strstr(s.out, must[i]), "help render says nothing of %s", must[i]);
     weft(&s, "help", "bench", NULL);
@@ -787,6 +787,95 @@ Test(cli, outputs_that_cannot_be)
     expect_failure(&s, 1, "pipe");
     weft(&s, "render", "x", "-a", in(&s, "pipe"), "-m", MODEL, "-o", in(&s, "a.png"), NULL);
     expect_failure(&s, 1, "pipe");
+    shell_close(&s);
+}
+
+/* Textual inversions: used by name, remembered by the picture, refused when they cannot act. */
+#define WORDS "tests/golden/data/torch/"
+
+static char *pixels(const struct shell *s, const char *name)
+{
+    struct image im = {0};
+    read_picture(in(s, name), &im, NULL);
+    char *copy = malloc((size_t)im.w * (size_t)im.h * 3);
+    memcpy(copy, im.rgb, (size_t)im.w * (size_t)im.h * 3);
+    image_release(&im);
+    return copy;
+}
+
+Test(cli, embeddings)
+{
+    struct shell s;
+    struct image im = {0};
+    struct image_texts t = {0};
+    shell_open(&s);
+    weft(&s, "render", "a (bird:1.2) and <owl-toy>", "-m", MODEL, "--embedding",
+         WORDS "a1111.pt=bird", "--embedding", WORDS "learned_embeds.bin", "--steps", "2", "--seed",
+         "3", "-v", "-o", in(&s, "a.png"), NULL);
+    expect_success(&s, 1);
+    cr_expect(strstr(s.err, "embedding 'bird': 2 vectors of 16"), "%s", s.err);
+    read_picture(in(&s, "a.png"), &im, &t);
+    cr_expect(strstr(image_text_find(&t, "parameters"), "TI hashes: \"bird: "), "%s",
+              image_text_find(&t, "parameters"));
+    image_release(&im);
+    image_texts_release(&t);
+    weft(&s, "render", "--like", in(&s, "a.png"), "--json", "-o", in(&s, "b.png"), NULL);
+    expect_success(&s, 2);
+    cr_expect(strstr(s.out, "\"embeddings\":[{\"name\":\"bird\",\"file\":\"" WORDS "a1111.pt\""),
+              "%s", s.out);
+    weft(&s, "render", "a (bird:1.2) and <owl-toy>", "-m", MODEL, "--steps", "2", "--seed", "3",
+         "-o", in(&s, "c.png"), NULL);
+    expect_success(&s, 3);
+    char *a = pixels(&s, "a.png"), *b = pixels(&s, "b.png"), *c = pixels(&s, "c.png");
+    cr_expect(!memcmp(a, b, 64 * 64 * 3), "--like makes another picture");
+    cr_expect(memcmp(a, c, 64 * 64 * 3), "the words had no effect");
+    free(a);
+    free(b);
+    free(c);
+    shell_close(&s);
+}
+
+Test(cli, words_in_adapters)
+{
+    struct shell s;
+    shell_open(&s);
+    weft(&s, "render", "embedding:my.word", "-m", MODEL, "-a", WORDS "bundle.safetensors",
+         "--steps", "1", "-v", "-o", in(&s, "a.png"), NULL);
+    expect_success(&s, 1);
+    cr_expect(strstr(s.err, "embedding 'my.word': 2 vectors of 16"), "%s", s.err);
+    unlink(in(&s, "a.png"));
+    weft(&s, "render", "a <c1>", "-m", MODEL, "-a", WORDS "ed_lora.pth", "--steps", "1",
+         "--allow-partial", "-o", in(&s, "a.png"), NULL);
+    expect_failure(&s, 1, "'<c1>': an ED-LoRA's word has a vector for each cross-attention layer");
+    weft(&s, "render", "<s1>", "-m", MODEL, "-a", WORDS "none.pt", "-o", in(&s, "a.png"), NULL);
+    expect_failure(&s, 1, "no such adapter file");
+    shell_close(&s);
+}
+
+Test(cli, embeddings_that_cannot_be)
+{
+    struct shell s;
+    shell_open(&s);
+#define TRY(prompt, embedding)                                                                     \
+    weft(&s, "render", prompt, "-m", MODEL, "--embedding", embedding, "-o", in(&s, "a.png"), NULL)
+    TRY("a bird", WORDS "a1111.pt");
+    expect_failure(&s, 2, "neither prompt has its word 'a1111'");
+    TRY("a bird", WORDS "none.pt=bird");
+    expect_failure(&s, 1, "no such embedding file");
+    TRY("a bird", LORA "=bird");
+    expect_failure(&s, 1, "no textual inversion in it");
+    TRY("a bird", WORDS "bundle.safetensors=bird");
+    expect_failure(&s, 2, "more than one word");
+    TRY("a bird", WORDS "both.safetensors=");
+    expect_failure(&s, 2, "needs a name");
+    TRY("a embedding:ghost", WORDS "a1111.pt");
+    expect_failure(&s, 2, "no embedding 'ghost'");
+    weft(&s, "render", "both", "-m", MODEL2, "--embedding", WORDS "both.safetensors", "-o",
+         in(&s, "a.png"), NULL);
+    cr_expect(s.code == 0 || strstr(s.err, "made for another base"), "%s", s.err);
+    unlink(in(&s, "a.png"));
+    weft(&s, "render", "x", "-m", MODEL, "-a", WORDS "a1111.pt", "-o", in(&s, "a.png"), NULL);
+    expect_failure(&s, 1, "--embedding takes it");
     shell_close(&s);
 }
 

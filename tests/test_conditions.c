@@ -26,7 +26,7 @@ static void fixture_open(struct fixture *f, const char *text, const char *negati
     cr_assert_eq(model_open(&f->m, f->dev, MODEL, &err), 0, "%s", err.msg);
     cr_assert_eq(prompt_read(&p, text, &err), 0);
     cr_assert_eq(prompt_read_negative(&n, negative ? negative : "", &err), 0);
-    cr_assert_eq(conditions_parse(&f->c, f->m->tokenizer, f->m->text->positions, &p,
+    cr_assert_eq(conditions_parse(&f->c, f->m->tokenizer, NULL, f->m->text->positions, &p,
                                   negative ? &n : NULL, steps, &err),
                  0, "%s", err.msg);
     prompt_release(&p);

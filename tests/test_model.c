@@ -121,7 +121,7 @@ static struct tensor text_stage(struct golden *g, const void *arg)
 {
     int n, len;
     int32_t *ids = token_ids(g, &n, &len);
-    struct tensor y = clip_text_forward(g->m->text, &g->r, ids, n, len, *(const int *)arg);
+    struct tensor y = clip_text_forward(g->m->text, &g->r, NULL, ids, n, len, *(const int *)arg);
     free(ids);
     return y;
 }

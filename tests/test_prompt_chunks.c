@@ -87,7 +87,7 @@ Test(prompt_chunks, rows)
 
     for (size_t i = 0; i < sizeof chunks / sizeof *chunks; i++) {
         int length = strstr(chunks[i].text, "(a BREAK") ? 9 : 8;
-        cr_assert_eq(prompt_chunks_make(&c, t, chunks[i].text, length, &err), 0, "%s: %s",
+        cr_assert_eq(prompt_chunks_make(&c, t, NULL, chunks[i].text, length, &err), 0, "%s: %s",
                      chunks[i].text, err.msg);
         draw(&c, rows);
         cr_expect_str_eq(rows, chunks[i].rows, "\"%s\": %s", chunks[i].text, rows);
@@ -104,8 +104,8 @@ Test(prompt_chunks, padding_of_its_own)
     struct err err;
     char rows[256];
 
-    cr_assert_eq(prompt_chunks_make(&c, t, "a b c d e f g BREAK a<|endoftext|>b", 8, &err), 0, "%s",
-                 err.msg);
+    cr_assert_eq(prompt_chunks_make(&c, t, NULL, "a b c d e f g BREAK a<|endoftext|>b", 8, &err), 0,
+                 "%s", err.msg);
     cr_assert_eq(prompt_chunks_pad(&c, t, 4, &err), 0);
     cr_assert_eq(prompt_chunks_pad(&c, t, 2, &err), 0);
     draw(&c, rows);
@@ -122,12 +122,13 @@ Test(prompt_chunks, weights_go_with_their_tokens)
     const float w = 1.5f, v = (float)(1 / 1.1);
     const float want[] = {1, 1, 1, 1, 1, 1, 1, 1, 1, w, w, v, 1, 1, 1, 1};
 
-    cr_assert_eq(prompt_chunks_make(&c, t, "a b, (c d:1.5)[e]f g", 8, &err), 0, "%s", err.msg);
+    cr_assert_eq(prompt_chunks_make(&c, t, NULL, "a b, (c d:1.5)[e]f g", 8, &err), 0, "%s",
+                 err.msg);
     cr_assert_eq(c.n_chunk, 2);
     cr_assert_arr_eq(c.weight, want, sizeof want);
     cr_assert(c.weighted);
     prompt_chunks_release(&c);
-    cr_assert_eq(prompt_chunks_make(&c, t, "(a:1.0) b", 8, &err), 0, "%s", err.msg);
+    cr_assert_eq(prompt_chunks_make(&c, t, NULL, "(a:1.0) b", 8, &err), 0, "%s", err.msg);
     cr_assert(!c.weighted);
     cr_assert_eq(prompt_chunks_pad(&c, t, 3, &err), 0);
     cr_assert_eq(c.n_chunk, 3);
@@ -149,7 +150,7 @@ Test(prompt_chunks, how_far_back_a_comma_may_be)
         char text[400], *p = text;
         for (int i = 0; i < 80; i++)
             p += sprintf(p, "%s ", i == 75 - back ? "," : "a");
-        cr_assert_eq(prompt_chunks_make(&c, t, text, 77, &err), 0, "%s", err.msg);
+        cr_assert_eq(prompt_chunks_make(&c, t, NULL, text, 77, &err), 0, "%s", err.msg);
         cr_assert_eq(c.n_chunk, 2);
         int first = back <= 20 ? 75 - back + 1 : 75;
         cr_expect_eq(c.id[first], back <= 20 ? 3 : 4, "%d back", back);
@@ -168,7 +169,7 @@ Test(prompt_chunks, the_models_own_tokenizer)
     struct tokens ids = {0};
     struct err err;
 
-    cr_assert_eq(prompt_chunks_make(&c, t, "a (red:1.2) apple", 32, &err), 0, "%s", err.msg);
+    cr_assert_eq(prompt_chunks_make(&c, t, NULL, "a (red:1.2) apple", 32, &err), 0, "%s", err.msg);
     cr_assert_eq(tokenizer_encode(t, "a red apple", -1, &ids, &err), 0);
     cr_assert_eq(c.n_chunk, 1);
     cr_assert_eq(c.id[0], tokenizer_bos(t));
@@ -188,15 +189,15 @@ Test(prompt_chunks, refused)
     size_t n = 4097;
     char *many = malloc(6 * n + 1);
 
-    cr_expect_eq(prompt_chunks_make(&c, t, "a", 2, &err), ERR_ARG);
-    cr_expect_eq(prompt_chunks_make(&c, t, "a", 1 << 20, &err), ERR_ARG);
-    cr_expect_eq(prompt_chunks_make(&c, t, "\xff", 8, &err), ERR_ARG);
+    cr_expect_eq(prompt_chunks_make(&c, t, NULL, "a", 2, &err), ERR_ARG);
+    cr_expect_eq(prompt_chunks_make(&c, t, NULL, "a", 1 << 20, &err), ERR_ARG);
+    cr_expect_eq(prompt_chunks_make(&c, t, NULL, "\xff", 8, &err), ERR_ARG);
     for (size_t i = 0; i < n; i++)
         memcpy(many + 6 * i, "BREAK ", 7);
-    cr_expect_eq(prompt_chunks_make(&c, t, many, 8, &err), ERR_ARG);
+    cr_expect_eq(prompt_chunks_make(&c, t, NULL, many, 8, &err), ERR_ARG);
     cr_expect(strstr(err.msg, "4096 chunks"), "%s", err.msg);
     cr_expect(!c.id && !c.weight);
-    cr_expect_eq(prompt_chunks_make(&c, t, many + 6, 8, &err), 0, "%s", err.msg);
+    cr_expect_eq(prompt_chunks_make(&c, t, NULL, many + 6, 8, &err), 0, "%s", err.msg);
     cr_expect_eq(c.n_chunk, 4096);
     cr_expect_eq(prompt_chunks_pad(&c, t, 4097, &err), ERR_ARG);
     prompt_chunks_release(&c);
@@ -233,7 +234,7 @@ static void check_any(const struct tokenizer *t, const char *text, int steps, un
         for (size_t j = 0; j < s.n; j++) {
             cr_assert_gt(s.stage[j].until, j ? s.stage[j - 1].until : 0);
             cr_assert_leq(strlen(s.stage[j].text), strlen(p.part[i].text));
-            if (prompt_chunks_make(&c, t, s.stage[j].text, 8, &err) < 0)
+            if (prompt_chunks_make(&c, t, NULL, s.stage[j].text, 8, &err) < 0)
                 continue;
             ++*chunked;
             for (int k = 0; k < c.n_chunk * 8; k++) {

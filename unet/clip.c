@@ -2,6 +2,7 @@
 
 #include <assert.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* Row i of a stored matrix as a view. */
 static struct array matrix_row(const struct array *a, int i)
@@ -13,37 +14,48 @@ static struct array matrix_row(const struct array *a, int i)
     return v;
 }
 
-/* to[] += or = row i of a table; its values must be finite. */
-static int take_row(float *to, float *tmp, const struct array *table, int i, bool add,
-                    struct err *err)
+/* to[] = row i of a table; its values must be finite. */
+static int take_row(float *to, const struct array *table, int i, struct err *err)
 {
     struct array row = matrix_row(table, i);
-    int rc = array_to_finite(&row, add ? tmp : to, "text_encoder embeddings", err);
-    for (size_t k = 0; add && rc == 0 && k < row.dim[0]; k++)
-        to[k] += tmp[k];
-    return rc;
+    return array_to_finite(&row, to, "text_encoder embeddings", err);
+}
+
+/* The embedding of one token, or a word's vector. */
+static int take_token(const struct clip_text *c, const struct words *words, float *to, int32_t id,
+                      struct err *err)
+{
+    const float *vec = words_vector(words, id);
+    if (vec) {
+        assert(words_width(words) == c->tower.width);
+        memcpy(to, vec, (size_t)c->tower.width * sizeof *to);
+        return 0;
+    }
+    return take_row(to, &c->token, id, err);
 }
 
 /* Token plus position embeddings of all rows, into host. */
-static int embed_rows(const struct clip_text *c, float *host, float *tmp, const int32_t *ids, int n,
-                      int len, struct err *err)
+static int embed_rows(const struct clip_text *c, const struct words *words, float *host, float *tmp,
+                      const int32_t *ids, int n, int len, struct err *err)
 {
     int rc = 0;
     for (int i = 0; i < n * len && rc == 0; i++) {
         float *to = host + (size_t)i * (size_t)c->tower.width;
-        if (ids[i] < 0 || ids[i] >= c->vocab)
+        if (ids[i] >= c->vocab || (ids[i] < 0 && !words_vector(words, ids[i])))
             return err_set(err, ERR_MISMATCH,
                            "token %d is not in the text encoder's vocabulary of %d: tokenizer and "
                            "text encoder do not belong together",
                            (int)ids[i], c->vocab);
-        rc = take_row(to, tmp, &c->token, ids[i], false, err);
-        rc = rc < 0 ? rc : take_row(to, tmp, &c->position, i % len, true, err);
+        rc = take_token(c, words, to, ids[i], err);
+        rc = rc < 0 ? rc : take_row(tmp, &c->position, i % len, err);
+        for (int k = 0; rc == 0 && k < c->tower.width; k++)
+            to[k] += tmp[k];
     }
     return rc;
 }
 
-static struct tensor embed(const struct clip_text *c, struct run *r, const int32_t *ids, int n,
-                           int len)
+static struct tensor embed(const struct clip_text *c, struct run *r, const struct words *words,
+                           const int32_t *ids, int n, int len)
 {
     struct tensor x = run_tensor(r, n, len, 1, c->tower.width);
     size_t count = tensor_count(&x);
@@ -52,7 +64,7 @@ static struct tensor embed(const struct clip_text *c, struct run *r, const int32
     float *host = malloc((count + (size_t)c->tower.width) * sizeof *host);
     if (!host)
         err_nomem(&r->err, count * sizeof *host);
-    else if (embed_rows(c, host, host + count, ids, n, len, &r->err) == 0)
+    else if (embed_rows(c, words, host, host + count, ids, n, len, &r->err) == 0)
         op_upload(r, &x, host);
     free(host);
     return x;
@@ -82,10 +94,10 @@ static void block_forward(const struct clip_tower *t, const struct clip_block *b
     run_pop(r, mark);
 }
 
-struct tensor clip_text_forward(const struct clip_text *c, struct run *r, const int32_t *ids, int n,
-                                int len, int skip)
+struct tensor clip_text_forward(const struct clip_text *c, struct run *r, const struct words *words,
+                                const int32_t *ids, int n, int len, int skip)
 {
-    struct tensor x = embed(c, r, ids, n, len);
+    struct tensor x = embed(c, r, words, ids, n, len);
     for (int i = 0; i < c->tower.layers - skip; i++)
         block_forward(&c->tower, &c->tower.block[i], r, &x, true);
     struct tensor y = run_like(r, &x);
@@ -133,7 +145,7 @@ struct tensor clip_embed_text(const struct clip *c, struct run *r, const int32_t
     assert(n <= MAX_ROWS);
     for (int i = 0; i < n; i++)
         place[i] = clip_text_end(&c->text, ids + (size_t)i * (size_t)len, len);
-    struct tensor h = clip_text_forward(&c->text, r, ids, n, len, 0);
+    struct tensor h = clip_text_forward(&c->text, r, NULL, ids, n, len, 0);
     gather(r, &end, &h, place);
     op_layer(r, &y, &c->text_projection, &end, false);
     run_drop(r, &h);

@@ -4,7 +4,7 @@
  *
  *     source_open(&from, "model/text_encoder", "model", &err);
  *     clip_text_open(&c, dev, &from, &sites, &err);
- *     y = clip_text_forward(c, &run, ids, 2, 77, 0);        // [2, 77, width]
+ *     y = clip_text_forward(c, &run, NULL, ids, 2, 77, 0);        // [2, 77, width]
  *
  * Both together place pictures and texts in one space: see scorer.h. Token ids come from prompt.h;
  * weights on words are the caller's.
@@ -14,6 +14,7 @@
 
 #include "loader.h"
 #include "ops.h"
+#include "words.h"
 
 struct clip_block {
     struct norm norm1, norm2;
@@ -45,9 +46,10 @@ int clip_text_open(struct clip_text **out, struct device *dev, struct source *fr
 void clip_text_close(struct clip_text *c);
 
 /* ids [n, len], len <= positions. The last hidden state after the final norm, [n, len, width].
- * skip: how many of the last blocks are left out (A1111's clip skip is this plus 1). */
-struct tensor clip_text_forward(const struct clip_text *c, struct run *r, const int32_t *ids, int n,
-                                int len, int skip);
+ * skip: how many of the last blocks are left out (A1111's clip skip is this plus 1). Where an id is
+ * negative the token's embedding is that vector of `words`; NULL: there are none. */
+struct tensor clip_text_forward(const struct clip_text *c, struct run *r, const struct words *words,
+                                const int32_t *ids, int n, int len, int skip);
 /* Place of a row's end token, where the pooled output is read. */
 int clip_text_end(const struct clip_text *c, const int32_t *ids, int len);
 

@@ -186,14 +186,19 @@ int file_exists(const char *path)
 
 char *file_stem(const char *path)
 {
-    static const char end[] = ".safetensors";
-    size_t n = strlen(path), k = sizeof end - 1, from;
+    static const char *const ends[] = {".safetensors", ".pt", ".bin", ".pth", ".ckpt"};
+    size_t n = strlen(path), from;
     while (n > 1 && path[n - 1] == '/')
         n--;
     for (from = n; from > 0 && path[from - 1] != '/';)
         from--;
-    if (n - from > k && !memcmp(path + n - k, end, k))
-        n -= k;
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        size_t k = strlen(ends[i]);
+        if (n - from > k && !memcmp(path + n - k, ends[i], k)) {
+            n -= k;
+            break;
+        }
+    }
     return strndup(path + from, n - from);
 }
 

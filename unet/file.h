@@ -22,8 +22,8 @@ char *file_join(const char *dir, const char *name);
 int file_kind(const char *path);
 /* Whether something is there under that name, be it a link that leads nowhere. */
 int file_exists(const char *path);
-/* The last part of a path without ".safetensors" and slashes at its end: what a user calls it. A new
- * string, NULL when there is no memory. */
+/* The last part of a path without slashes at its end and the ending of a tensor file (.safetensors, .pt,
+ * .bin, .pth, .ckpt): what a user calls it. A new string, NULL when there is no memory. */
 char *file_stem(const char *path);
 
 #endif

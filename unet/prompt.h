@@ -5,6 +5,7 @@
  *   [a:b:0.5] [b:3] [a::3] [a|b]         the text changes with the step
  *   a AND b:0.5                          several conditions, weighted
  *   <lora:NAME:0.8> <lora:NAME:te:unet>  adapters
+ *   NAME embedding:NAME                  textual inversions (words.h)
  *
  * Three layers, each usable alone: prompt_read splits off adapters and AND parts; a part's
  * schedule says which text holds at which step; prompt_chunks gives that text's weighted token
@@ -12,7 +13,7 @@
  *
  *     prompt_read(&p, "a [red:blue:0.5] apple <lora:monkey:0.8>", &err);
  *     prompt_stages_parse(&s, p.part[0].text, 20, &err);          // until 10: red, until 20: blue
- *     prompt_chunks_make(&c, tokenizer, s.stage[0].text, 77, &err);
+ *     prompt_chunks_make(&c, tokenizer, NULL, s.stage[0].text, 77, &err);
  *
  * A text is UTF-8 of at most 1 MiB, and its brackets may be 100 deep; what is more is ERR_ARG.
  * White space and word characters are those of Python's re.
@@ -21,7 +22,7 @@
 #define WEFT_PROMPT_H
 
 #include "err.h"
-#include "tokenizer.h"
+#include "words.h"
 
 /* A text with its weight, as A1111's parse_prompt_attention gives them. */
 struct prompt_span {
@@ -81,15 +82,17 @@ void prompt_release(struct prompt *p);
 /* Token chunks as the text encoder takes them: n_chunk rows of `length` ids with a weight each.
  * length comes from max_position_embeddings (77 for CLIP); each row is start, length - 2 tokens,
  * end, padding. Long texts make several rows; a comma near the end of a row moves the break as
- * A1111 does (comma_padding_backtrack 20). At most 4096 rows. */
+ * A1111 does (comma_padding_backtrack 20). At most 4096 rows. A word of `words` takes as many places as it
+ * has vectors, all in one row. */
 struct prompt_chunks {
     int length, n_chunk;
-    int32_t *id;   /* [n_chunk, length] */
+    int32_t *id;   /* [n_chunk, length]; negative: a vector of a word */
     float *weight; /* [n_chunk, length] */
     int weighted;  /* some weight is not 1 */
 };
-int prompt_chunks_make(struct prompt_chunks *out, const struct tokenizer *t, const char *text,
-                       int length, struct err *err);
+/* words NULL: none. Those that are met are marked as used. */
+int prompt_chunks_make(struct prompt_chunks *out, const struct tokenizer *t, struct words *words,
+                       const char *text, int length, struct err *err);
 /* Appends empty chunks until there are n. */
 int prompt_chunks_pad(struct prompt_chunks *c, const struct tokenizer *t, int n, struct err *err);
 void prompt_chunks_release(struct prompt_chunks *c);

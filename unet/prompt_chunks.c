@@ -1,5 +1,6 @@
 #include "prompt.h"
 
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,6 +13,7 @@
 struct filler {
     struct prompt_chunks *out;
     const struct tokenizer *t;
+    struct words *words; /* or NULL */
     struct err *err;
     int cap;            /* chunks out has room for */
     int room, n, comma; /* tokens a chunk may have and has; place of its last comma, or -1 */
@@ -78,11 +80,13 @@ static int next_chunk(struct filler *f)
     return 0;
 }
 
-static int add_token(struct filler *f, int32_t id, float weight, int32_t comma)
+/* Room for one more: begins a new chunk when this one is full, and takes along what stands after a comma
+ * not far back. */
+static int make_room(struct filler *f, bool is_comma)
 {
     int rc = 0;
 
-    if (id == comma) {
+    if (is_comma) {
         f->comma = f->n;
     } else if (f->n == f->room && f->comma >= 0 && f->n - f->comma <= BACKTRACK) {
         int first = f->comma + 1, moved = f->n - first;
@@ -93,34 +97,85 @@ static int add_token(struct filler *f, int32_t id, float weight, int32_t comma)
         memmove(f->weight, f->weight + first, (size_t)moved * sizeof *f->weight);
         f->n = moved;
     }
-    if (f->n == f->room && (rc = next_chunk(f)) < 0)
-        return rc;
-    f->id[f->n] = id;
-    f->weight[f->n++] = weight;
-    return 0;
+    return f->n == f->room ? next_chunk(f) : 0;
+}
+
+/* All places of a word, which never part. */
+static int add_word(struct filler *f, int word, float weight)
+{
+    int32_t first = 0;
+    int n = 0, rc = words_use(f->words, word, &first, &n, f->err);
+    rc = rc < 0 ? rc : make_room(f, false);
+    if (rc == 0 && n > f->room)
+        rc = err_set(f->err, ERR_ARG, "prompt: '%.100s' has %d vectors, %d are the most",
+                     words_name(f->words, word), n, f->room);
+    if (rc == 0 && n > f->room - f->n)
+        rc = next_chunk(f);
+    for (int i = 0; i < n && rc == 0; i++) {
+        f->id[f->n] = first - i;
+        f->weight[f->n++] = weight;
+    }
+    return rc;
+}
+
+/* Tokens of a text, and the words that are found by their tokens. */
+static int add_tokens(struct filler *f, const char *text, size_t n, float weight,
+                      struct tokens *tokens)
+{
+    int32_t comma = tokenizer_id(f->t, ",</w>");
+    int len, rc;
+
+    tokens->n = 0;
+    rc = tokenizer_encode(f->t, text, (ptrdiff_t)n, tokens, f->err);
+    for (size_t j = 0; j < tokens->n && rc == 0; j += (size_t)len) {
+        int word = words_at_tokens(f->words, tokens->id + j, tokens->n - j, &len);
+        if (word >= 0) {
+            rc = add_word(f, word, weight);
+            continue;
+        }
+        len = 1;
+        rc = make_room(f, tokens->id[j] == comma);
+        if (rc == 0) {
+            f->id[f->n] = tokens->id[j];
+            f->weight[f->n++] = weight;
+        }
+    }
+    return rc;
+}
+
+static int add_text(struct filler *f, const char *text, float weight, struct tokens *tokens)
+{
+    size_t n = strlen(text), at = 0;
+    struct words_hit hit = {0};
+    int rc = 0;
+
+    do {
+        rc = words_next(f->words, text, at, n, &hit, f->err);
+        rc = rc < 0 ? rc : add_tokens(f, text + at, hit.begin - at, weight, tokens);
+        rc = rc < 0 || hit.word < 0 ? rc : add_word(f, hit.word, weight);
+        at = hit.end;
+    } while (rc == 0 && hit.word >= 0);
+    return rc;
 }
 
 static int fill(struct filler *f, const struct prompt_spans *spans, struct tokens *tokens)
 {
-    int32_t comma = tokenizer_id(f->t, ",</w>");
     int rc = 0;
 
-    for (size_t i = 0; i < spans->n; i++) {
+    for (size_t i = 0; i < spans->n && rc == 0; i++) {
         const struct prompt_span *s = &spans->span[i];
-        tokens->n = 0;
-        rc = s->is_break ? next_chunk(f) : tokenizer_encode(f->t, s->text, -1, tokens, f->err);
-        for (size_t j = 0; j < tokens->n && rc == 0; j++)
-            rc = add_token(f, tokens->id[j], (float)s->weight, comma);
-        if (rc < 0)
-            return rc;
+        rc = s->is_break ? next_chunk(f) : add_text(f, s->text, (float)s->weight, tokens);
     }
+    if (rc < 0)
+        return rc;
     return f->n > 0 || f->out->n_chunk == 0 ? next_chunk(f) : 0;
 }
 
-int prompt_chunks_make(struct prompt_chunks *out, const struct tokenizer *t, const char *text,
-                       int length, struct err *err)
+int prompt_chunks_make(struct prompt_chunks *out, const struct tokenizer *t, struct words *words,
+                       const char *text, int length, struct err *err)
 {
-    struct filler f = {.out = out, .t = t, .err = err, .room = length - 2, .comma = -1};
+    struct filler f = {
+        .out = out, .t = t, .words = words, .err = err, .room = length - 2, .comma = -1};
     struct prompt_spans spans = {0};
     struct tokens tokens = {0};
     int rc;

@@ -101,7 +101,7 @@ static void check_list(const struct delta_list *l)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    struct safetensors *st = NULL;
+    struct tensor_file *st = NULL;
     struct delta_list list = {0};
     const struct adapter_format *format = NULL;
     const char *style = NULL;
@@ -119,7 +119,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     size_t n;
     uint8_t *file = cook(data + 1, size - 1, &n);
-    if (safetensors_parse(&st, file, n, &err) == 0) {
+    if (tensor_file_parse(&st, file, n, &err) == 0) {
         if (adapter_import(st, "x.safetensors", &list, &format, &style, &err) == 0) {
             assert(format && style && list.n > 0);
             check_list(&list);
@@ -128,7 +128,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         }
     }
     delta_list_release(&list);
-    safetensors_close(st);
+    tensor_file_close(st);
     free(file);
     return 0;
 }

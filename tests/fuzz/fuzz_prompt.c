@@ -75,13 +75,28 @@ static struct tokenizer *letters(const char *config)
     return rc == 0 ? t : NULL;
 }
 
-static void check_chunks(const struct tokenizer *t, const char *text, int length)
+/* Three words, of 2, 1 and 5 vectors, and one that is refused. */
+static struct words *three_words(const struct tokenizer *t)
+{
+    static const float vec[5];
+    struct words *w = NULL;
+    int rc = words_new(&w, t, 1, NULL);
+    rc = rc < 0 ? rc : words_add(w, "<b>", vec, 2, 1, NULL);
+    rc = rc < 0 ? rc : words_add(w, "ab", vec, 1, 1, NULL);
+    rc = rc < 0 ? rc : words_add(w, "a b", vec, 5, 1, NULL);
+    rc = rc < 0 ? rc : words_add_refused(w, "b1", "no", NULL);
+    assert(rc == 0 && words_count(w) == 4 && words_add(w, "ab", vec, 1, 1, NULL) == ERR_ARG);
+    return w;
+}
+
+static void check_chunks(const struct tokenizer *t, struct words *words, const char *text,
+                         int length)
 {
     struct prompt_chunks c;
     struct err err;
     int more = 0;
 
-    if (prompt_chunks_make(&c, t, text, length, &err) < 0) {
+    if (prompt_chunks_make(&c, t, words, text, length, &err) < 0) {
         assert(!c.id && !c.weight && *err.msg);
         return;
     }
@@ -89,7 +104,8 @@ static void check_chunks(const struct tokenizer *t, const char *text, int length
         more = prompt_chunks_pad(&c, t, c.n_chunk + 1, &err) == 0;
     assert(more || c.n_chunk == 4096);
     for (int i = 0; i < c.n_chunk * length; i++) {
-        assert(c.id[i] >= 0 && c.id[i] < tokenizer_size(t) && isfinite(c.weight[i]));
+        assert(c.id[i] < tokenizer_size(t) && isfinite(c.weight[i]));
+        assert(c.id[i] >= 0 || words_vector(words, c.id[i]));
         assert(i % length || (c.id[i] == tokenizer_bos(t) && c.weight[i] == 1));
         assert(c.weighted || c.weight[i] == 1);
     }
@@ -112,7 +128,8 @@ static void check_spans(const char *text)
     prompt_spans_release(&s);
 }
 
-static void check_stages(const struct tokenizer *t, const char *text, int steps, int length)
+static void check_stages(const struct tokenizer *t, struct words *words, const char *text,
+                         int steps, int length)
 {
     struct prompt_stages s;
 
@@ -122,18 +139,19 @@ static void check_stages(const struct tokenizer *t, const char *text, int steps,
     for (size_t i = 0; i < s.n; i++) {
         assert(s.stage[i].until > (i ? s.stage[i - 1].until : 0));
         assert(strlen(s.stage[i].text) <= strlen(text));
-        check_chunks(t, s.stage[i].text, length);
+        check_chunks(t, words, s.stage[i].text, length);
     }
     prompt_stages_release(&s);
 }
 
-static void check(const struct tokenizer *t, const char *text, int steps, int length)
+static void check(const struct tokenizer *t, struct words *words, const char *text, int steps,
+                  int length)
 {
     struct prompt p;
     struct err err;
 
     check_spans(text);
-    check_stages(t, text, steps, length);
+    check_stages(t, words, text, steps, length);
     if (prompt_read(&p, text, &err) < 0) {
         assert(!p.part && !p.adapter && *err.msg);
         return;
@@ -143,7 +161,7 @@ static void check(const struct tokenizer *t, const char *text, int steps, int le
         assert(*p.adapter[i].name && isfinite(p.adapter[i].te) && isfinite(p.adapter[i].unet));
     for (size_t i = 0; i < p.n_part; i++) {
         assert(isfinite(p.part[i].weight));
-        check_stages(t, p.part[i].text, steps, length);
+        check_stages(t, words, p.part[i].text, steps, length);
     }
     prompt_release(&p);
 }
@@ -151,11 +169,14 @@ static void check(const struct tokenizer *t, const char *text, int steps, int le
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static struct tokenizer *t[2];
+    static struct words *words[2];
     size_t longest = 0, n = 0;
 
     if (!t[0]) {
         t[0] = letters("{}");
         t[1] = letters("{\"pad_token\":\"!\"}");
+        words[0] = three_words(t[0]);
+        words[1] = three_words(t[1]);
     }
     if (size < 2)
         return 0;
@@ -173,7 +194,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             n += strlen(piece);
         }
     text[n] = 0;
-    check(t[data[0] >> 7], text, 1 + data[1] % 12, 3 + (data[1] >> 4));
+    check(t[data[0] >> 7], data[0] & 64 ? words[data[0] >> 7] : NULL, text, 1 + data[1] % 12,
+          3 + (data[1] >> 4));
     free(text);
     return 0;
 }

@@ -1,0 +1,143 @@
+#include "embeddings.h"
+
+#include "store/embedding.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const char per_layer[] =
+    "an ED-LoRA's word has a vector for each cross-attention layer, which weft cannot use yet";
+
+/* Whether the list has e's name again with the width that fits. */
+static bool has_twin(const struct embedding_list *l, const struct embedding *e, int width)
+{
+    for (int i = 0; i < l->n; i++)
+        if (l->item[i].width == width && !strcmp(l->item[i].name, e->name))
+            return true;
+    return false;
+}
+
+/* Files for two text encoders (clip_l, clip_g) name a word twice; the width chooses. */
+static int add(struct words *w, const struct embedding_list *l, const struct embedding *e,
+               const char *name, struct err *err)
+{
+    if (e->width != words_width(w) && has_twin(l, e, words_width(w)))
+        return 0;
+    return e->per_layer ? words_add_refused(w, name, per_layer, err)
+                        : words_add(w, name, e->vec, e->n_vec, e->width, err);
+}
+
+static void tell(const struct embedding *e, const char *name, const char *path)
+{
+    fprintf(stderr, "embedding '%s': %d %s of %d, %s%s%s%s\n", name, e->n_vec,
+            e->n_vec == 1 ? "vector" : "vectors", e->width, path,
+            e->declared ? " (calls itself '" : "", e->declared ? e->declared : "",
+            e->declared ? "')" : "");
+}
+
+/* One file of --embedding: all of its words, or its only one under the name that was given. */
+static int add_file(struct words *w, struct request_embedding *e, const struct embedding_list *l,
+                    bool verbose, struct err *err)
+{
+    int rc = 0;
+    e->first = words_count(w);
+    if (l->n == 0)
+        return err_set(err, ERR_FORMAT, "%s: no textual inversion in it", e->path);
+    for (int i = 1; e->name && i < l->n; i++)
+        if (strcmp(l->item[i].name, l->item[0].name))
+            return err_set(err, ERR_ARG, "%s: holds more than one word, so =NAME is not clear",
+                           e->path);
+    for (int i = 0; i < l->n && rc == 0; i++) {
+        const char *name = e->name ? e->name : l->item[i].name;
+        rc = add(w, l, &l->item[i], name, err);
+        if (rc == 0 && verbose)
+            tell(&l->item[i], name, e->path);
+    }
+    if (rc < 0)
+        err_prefix(err, "%s", e->path);
+    e->n_word = words_count(w) - e->first;
+    return rc == 0 && !e->name && e->n_word == 1
+               ? request_set(&e->name, words_name(w, e->first), err)
+               : rc;
+}
+
+static int open_file(struct words *w, struct request *r, int i, bool verbose, struct err *err)
+{
+    struct request_embedding *e = &r->embedding[i];
+    struct embedding_list l = {0};
+    struct tensor_file *f = NULL;
+    char sha[HASH_HEX];
+    size_t size = 0;
+    int rc = tensor_file_open(&f, e->path, err);
+    if (rc == 0) {
+        const void *data = tensor_file_data(f, &size);
+        rc = hash_bytes(sha, data, size, err);
+    }
+    if (rc == 0 && *e->sha256 && strcmp(sha, e->sha256))
+        rc = err_set(err, ERR_MISMATCH,
+                     "%s: not the file the picture was made with (its vectors differ)", e->path);
+    if (rc == 0)
+        memcpy(e->sha256, sha, sizeof sha);
+    rc = rc < 0 ? rc : embedding_read(&l, f, e->path, err);
+    rc = rc < 0 ? rc : add_file(w, e, &l, verbose, err);
+    embedding_list_release(&l);
+    tensor_file_close(f);
+    return rc;
+}
+
+/* Words that an adapter brings. --embedding goes before them; what two adapters bring is not clear, and
+ * what does not fit matters only to a prompt that uses it. n_given: words of --embedding. */
+static int add_bundled(struct words *w, int n_given, const struct adapter_file *f, bool verbose,
+                       struct err *err)
+{
+    struct embedding_list l = {0};
+    int rc = embedding_read(&l, f->st, f->path, err), before = words_count(w);
+    for (int i = 0; i < l.n && rc == 0; i++) {
+        const struct embedding *e = &l.item[i];
+        int old = words_find(w, e->name);
+        char why[120];
+        if (old >= 0 && old < n_given)
+            continue;
+        snprintf(why, sizeof why, "its vectors have %d values, this model's text encoder takes %d",
+                 e->width, words_width(w));
+        if (old >= 0 && old < before)
+            rc =
+                words_add_refused(w, e->name, "two of the adapters bring a word of this name", err);
+        else if (e->width != words_width(w) && !has_twin(&l, e, words_width(w)))
+            rc = words_add_refused(w, e->name, why, err);
+        else
+            rc = add(w, &l, e, e->name, err);
+        if (rc == 0 && verbose)
+            tell(e, e->name, f->path);
+    }
+    embedding_list_release(&l);
+    return rc;
+}
+
+int embeddings_open(struct words **out, struct request *r, const struct model *m,
+                    struct adapter_file *const *file, bool verbose, struct err *err)
+{
+    int rc = words_new(out, m->tokenizer, m->text->tower.width, err);
+    for (int i = 0; i < r->n_embedding && rc == 0; i++)
+        rc = open_file(*out, r, i, verbose, err);
+    int n_given = *out ? words_count(*out) : 0;
+    for (int i = 0; i < r->n_adapter && rc == 0; i++)
+        rc = add_bundled(*out, n_given, file[i], verbose, err);
+    return rc;
+}
+
+int embeddings_check_used(const struct words *w, const struct request *r, struct err *err)
+{
+    for (int i = 0; i < r->n_embedding; i++) {
+        const struct request_embedding *e = &r->embedding[i];
+        bool used = !e->given;
+        for (int k = e->first; k < e->first + e->n_word; k++)
+            used |= words_used(w, k);
+        if (!used)
+            return err_set(err, ERR_ARG,
+                           "%s: neither prompt has its word '%.100s'%s; --embedding FILE=NAME "
+                           "calls it NAME",
+                           e->path, words_name(w, e->first), e->n_word > 1 ? " or another" : "");
+    }
+    return 0;
+}
