@@ -129,6 +129,10 @@ Test(cli_repo, json_of_add_show_list)
     json_decref(j);
     weft(&s, "list", NULL);
     cr_expect(s.code == 0 && strstr(s.out, "a  ") && !strchr(s.out, '\033'), "%s", s.out);
+    weft(&s, "show", "a", "-v", NULL);
+    cr_expect(s.code == 0 && strstr(s.out, "AutoV2") && strstr(s.out, "twins") &&
+                  !strchr(s.out, '\033'),
+              "%s", s.out);
     /* a file need not be in it */
     weft(&s, "show", "tests/golden/data/lora-peft", "--json", NULL);
     done(&s);
