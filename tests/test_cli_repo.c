@@ -647,7 +647,7 @@ Test(cli_repo, order_of_syncs)
     cr_expect_null(call(commit, "rename(", "/blobs/"));
     free(log);
     /* many: all bytes before any name, all names before any row */
-    weft(&s, "bench", "store", "--make", in(&s, "in"), "--rows", "40", NULL);
+    weft(&s, "bench", "store", "--make", in(&s, "in"), "--rows", "12", NULL);
     done(&s);
     log = trace(&s, in(&s, "in"));
     data = call(log, "syncfs(", "/stage/");
@@ -658,7 +658,7 @@ Test(cli_repo, order_of_syncs)
         last = p;
         names++;
     }
-    cr_expect_eq(names, 40);
+    cr_expect_eq(names, 12);
     cr_expect(data && name && data < name);
     folder = call(last, "fsync(", "/blobs/");
     cr_expect_not_null(folder);

@@ -173,6 +173,34 @@ Test(repo, base_and_kind_from_tensors)
     unlink(path);
 }
 
+/* Names of whole models hold pieces that look like an adapter's. */
+Test(repo, models_are_no_adapters)
+{
+    static const char *const keys[][2] = {
+        {"model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.out.0.weight"},
+        {"model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "model.diffusion_model.x"},
+        {"text_encoders.clip_l.transformer.a.weight", "text_encoders.clip_g.transformer.a.weight"},
+        {"down_blocks.0.resnets.0.conv1.weight", "soft_blocks.weight"},
+    };
+    char path[] = "/tmp/weft-facts-XXXXXX";
+    struct err err;
+    int fd = mkstemp(path);
+    cr_assert(fd >= 0);
+    close(fd);
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        struct safetensors *st;
+        struct facts f;
+        small_lora(path, &(struct small){.a = keys[i][0], .b = keys[i][1]});
+        cr_assert_eq(safetensors_open(&st, path, &err), 0, "%s", err.msg);
+        int rc = facts_read(&f, st, path, &err);
+        cr_expect_lt(rc, 0, "%s was taken for an adapter: %s", keys[i][0], f.kinds);
+        if (rc == 0)
+            facts_release(&f);
+        safetensors_close(st);
+    }
+    unlink(path);
+}
+
 Test(repo, declared_hashes_are_not_believed)
 {
     const char *data = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
