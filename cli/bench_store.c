@@ -78,11 +78,11 @@ static int write_file(const char *dir, int n, struct err *err)
     snprintf(
         header, sizeof header,
         "{\"__metadata__\":{\"ss_output_name\":\"run_%d\",\"modelspec.title\":\"%s %s %d\","
-        "\"modelspec.trigger_phrase\":\"%s%d\"},"
+        "\"modelspec.trigger_phrase\":\"sks%06d\"},"
         "\"%s.lora_down.weight\":{\"dtype\":\"F16\",\"shape\":[2,768],\"data_offsets\":[0,%d]},"
         "\"%s.lora_up.weight\":{\"dtype\":\"F16\",\"shape\":[320,2],\"data_offsets\":[%d,%d]}}",
-        n / 10, words[n % 10], words[n / 10 % 10], n, words[n % 10], n, site, 2 * 2 * 768, site,
-        2 * 2 * 768, (int)size);
+        n / 10, words[n % 10], words[n / 10 % 10], n, n, site, 2 * 2 * 768, site, 2 * 2 * 768,
+        (int)size);
     len = strlen(header);
     snprintf(path, sizeof path, "%.500s/%03d", dir, n / 1000);
     mkdir(path, 0777);
@@ -192,7 +192,7 @@ static int bench_all(struct bench *b, struct err *err)
         {"list --sort added --limit 100", {"list", "--sort", "added", "--limit", "100"}},
         {"list --base sd1 --tag none", {"list", "--base", "sd1", "--tag", "none"}},
         {"show NAME", {"show", "castle_000011"}},
-        {"search a word of one", {"search", "castle11"}},
+        {"search a word of one", {"search", "sks000011"}},
         {"search a word of a tenth of all", {"search", "castle"}},
         {"search two words", {"search", "castle", "river"}},
         {"search a word of all", {"search", "sd1"}},

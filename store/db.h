@@ -3,7 +3,7 @@
  *     sqlite3_stmt *q;
  *     rc = db_query(db, err, &q, "SELECT name FROM adapter WHERE base = ?", "s", "sd1");
  *     while (rc == 0 && (rc = db_next(db, q, err)) == 1)
- *         puts(db_text(q, 0)), rc = 0;
+ *         rc = texts_add(&names, db_text(q, 0), err);
  *     db_done(q);
  *
  * Statements are prepared once and kept. `types` has a letter a parameter: i int64_t, d double (NaN is

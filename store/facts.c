@@ -12,7 +12,8 @@
 
 /* ---- keys ------------------------------------------------------------------------------------ */
 
-/* Pieces of keys that tell the kind. rank: which dimension of such an array is a rank, -1: none. */
+/* Pieces of keys that tell the kind; one that ends in '$' must end the key, one that begins with '^' begin
+ * it. rank: which dimension of such an array is a rank, -1: none. */
 static const struct sign {
     const char *piece, *kind;
     int rank;
@@ -23,44 +24,56 @@ static const struct sign {
     {"lora_linear_layer.down", "lora", 0},
     {"lora_mid.", "locon", -1},
     {"lora_embedding_A", "lora", 0},
-    {"hada_w1_b", "loha", 0},
-    {"lokr_w1_b", "lokr", 0},
-    {"lokr_w2_b", "lokr", 0},
-    {"lokr_w", "lokr", -1},
-    {"dora_scale", "dora", -1},
+    {".hada_w1_b", "loha", 0},
+    {".lokr_w1_b", "lokr", 0},
+    {".lokr_w2_b", "lokr", 0},
+    {".lokr_w", "lokr", -1},
+    {"dora_scale$", "dora", -1},
     {"lora_magnitude_vector", "dora", -1},
-    {"boft_", "boft", -1},
-    {"oft_blocks", "oft", -1},
-    {"oft_diag", "oft", -1},
-    {"oft_r", "oft", -1},
-    {"hra_", "hra", -1},
-    {"ia3_", "ia3", -1},
+    {".boft_", "boft", -1},
+    {".oft_blocks", "oft", -1},
+    {".oft_diag", "oft", -1},
+    {".oft_r", "oft", -1},
+    {".hra_", "hra", -1},
+    {".ia3_", "ia3", -1},
     {".on_input", "ia3", -1},
-    {"shira_", "shira", -1},
+    {".shira_", "shira", -1},
     {"lora_E", "adalora", -1},
-    {"vera_", "vera", -1},
-    {"randlora_", "randlora", -1},
-    {"paca_", "paca", -1},
-    {".a1.weight", "glora", 0},
-    {".b1.weight", "glora", 0},
-    {".diff_b", "diff", -1},
-    {".diff", "diff", -1},
-    {".w_norm", "norm", -1},
-    {".b_norm", "norm", -1},
-    {"emb_params", "textual-inversion", -1},
+    {".vera_", "vera", -1},
+    {".randlora_", "randlora", -1},
+    {".paca_", "paca", -1},
+    {".a1.weight$", "glora", 0},
+    {".b1.weight$", "glora", 0},
+    {".diff_b$", "diff", -1},
+    {".diff$", "diff", -1},
+    {".w_norm$", "norm", -1},
+    {".b_norm$", "norm", -1},
+    {"^emb_params$", "textual-inversion", -1},
     {"string_to_param", "textual-inversion", -1},
-    {":down", "lora", 0}, /* cloneofsimo's lora */
-    {".lora_a", "lora", 1},
-    {"unilora_", "unilora", -1},
-    {"clip_l", "textual-inversion", -1},
-    {"clip_g", "textual-inversion", -1},
+    {":down$", "lora", 0}, /* cloneofsimo's lora */
+    {".lora_a$", "lora", 1},
+    {".unilora_", "unilora", -1},
+    {"^clip_l$", "textual-inversion", -1},
+    {"^clip_g$", "textual-inversion", -1},
 };
 #define N_SIGNS (sizeof signs / sizeof *signs)
+
+static bool matches(const char *key, const char *piece)
+{
+    bool begin = *piece == '^', end = piece[strlen(piece) - 1] == '$';
+    size_t n = strlen(piece) - begin - end, k = strlen(key);
+    if (begin || end) {
+        bool at_begin = k >= n && !memcmp(key, piece + begin, n);
+        bool at_end = k >= n && !memcmp(key + k - n, piece + begin, n);
+        return (!begin || at_begin) && (!end || at_end) && (!begin || !end || k == n);
+    }
+    return strstr(key, piece) != NULL;
+}
 
 static const struct sign *sign_of(const char *key)
 {
     for (size_t i = 0; i < N_SIGNS; i++)
-        if (strstr(key, signs[i].piece))
+        if (matches(key, signs[i].piece))
             return &signs[i];
     return NULL;
 }
@@ -176,17 +189,13 @@ static int kronecker_width(const struct safetensors *st, const char *key, const 
 /* The input width of an array that stands on a weight's input side, 0: it does not. */
 static int input_width(const char *key, const struct array *a)
 {
-    static const char *const sides[] = {"lora_down.weight",
-                                        "lora_A.",
-                                        "lora.down.weight",
-                                        "lora_linear_layer.down",
-                                        "hada_w1_b",
-                                        ".diff",
-                                        ":down"};
-    if (a->ndim < 2 || a->dim[1] > 1 << 20 || strstr(key, ".diff_b"))
+    static const char *const sides[] = {
+        "lora_down.weight", "lora_A.", "lora.down.weight", "lora_linear_layer.down", "hada_w1_b",
+        ".diff$",           ":down$"};
+    if (a->ndim < 2 || a->dim[1] > 1 << 20)
         return 0;
     for (size_t i = 0; i < sizeof sides / sizeof *sides; i++)
-        if (strstr(key, sides[i]))
+        if (matches(key, sides[i]))
             return (int)a->dim[1];
     return 0;
 }

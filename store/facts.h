@@ -5,7 +5,7 @@
  *
  *     struct facts f;
  *     if (facts_read(&f, st, path, &err) < 0) …        // damaged, or no adapter at all
- *     printf("%s for %s\n", f.kinds, f.base);
+ *     if (f.unusable) …                                 // f.kinds and f.base say what it is
  *     facts_release(&f);
  */
 #ifndef WEFT_FACTS_H

@@ -9,7 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SHOWN 6 /* candidates that a message names */
+#define SHOWN      6 /* candidates that a message names */
+#define LEAST_HASH 6 /* digits; fewer may be a word: "face", "cafe" */
 
 /* ---- references ------------------------------------------------------------------------------ */
 
@@ -69,7 +70,7 @@ static int find_by_hash(struct repo *r, const char *ref, struct repo_adapter *ou
 {
     char begin[HASH_HEX], end[HASH_HEX + 2];
     size_t n = strlen(ref);
-    if (!is_hex(ref, 4) || n >= HASH_HEX)
+    if (!is_hex(ref, LEAST_HASH) || n >= HASH_HEX)
         return 1;
     for (size_t i = 0; i <= n; i++) /* other programs show hashes in capitals */
         begin[i] = (char)tolower((unsigned char)ref[i]);
@@ -167,6 +168,9 @@ int repo_check(struct repo *r, const struct repo_adapter *a, struct err *err)
     size_t size = 0;
 
     (void)r;
+    if (stat(a->path, &sb) < 0 && a->copied)
+        return err_set(err, ERR_IO, "%s: our copy %s: %s; add the file again", a->name, a->path,
+                       strerror(errno));
     if (stat(a->path, &sb) < 0)
         return err_set(err, ERR_IO, "%s: its file %s: %s; weft sync finds it if it was moved",
                        a->name, a->path, strerror(errno));

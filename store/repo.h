@@ -71,7 +71,7 @@ struct repo_adapter {
 void repo_adapter_release(struct repo_adapter *a);
 
 /* What ref means: a whole name, alias, id or hash; a file that is in the repository; the beginning of an
- * id or hash (4 digits or more). ERR_MISMATCH: it means several, which the message lists; 1: nothing
+ * id or hash (6 digits or more). ERR_MISMATCH: it means several, which the message lists; 1: nothing
  * here. */
 int repo_find(struct repo *r, const char *ref, struct repo_adapter *out, struct err *err);
 /* The same for whole names, aliases and ids alone; and for a file alone, named as a user does (itself,

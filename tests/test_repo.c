@@ -174,6 +174,34 @@ Test(repo, base_and_kind_from_tensors)
     unlink(path);
 }
 
+/* Names of whole models hold pieces that look like an adapter's. */
+Test(repo, models_are_no_adapters)
+{
+    static const char *const keys[][2] = {
+        {"model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.out.0.weight"},
+        {"model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "model.diffusion_model.x"},
+        {"text_encoders.clip_l.transformer.a.weight", "text_encoders.clip_g.transformer.a.weight"},
+        {"down_blocks.0.resnets.0.conv1.weight", "soft_blocks.weight"},
+    };
+    char path[] = "/tmp/weft-facts-XXXXXX";
+    struct err err;
+    int fd = mkstemp(path);
+    cr_assert(fd >= 0);
+    close(fd);
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        struct safetensors *st;
+        struct facts f;
+        small_lora(path, &(struct small){.a = keys[i][0], .b = keys[i][1]});
+        cr_assert_eq(safetensors_open(&st, path, &err), 0, "%s", err.msg);
+        int rc = facts_read(&f, st, path, &err);
+        cr_expect_lt(rc, 0, "%s was taken for an adapter: %s", keys[i][0], f.kinds);
+        if (rc == 0)
+            facts_release(&f);
+        safetensors_close(st);
+    }
+    unlink(path);
+}
+
 Test(repo, declared_hashes_are_not_believed)
 {
     const char *data = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -414,12 +442,12 @@ Test(repo, references)
         cr_expect_eq(b.key, a.key, "%s", refs[i]);
         repo_adapter_release(&b);
     }
-    snprintf(prefix, sizeof prefix, "%.5s", a.file_sha256);
+    snprintf(prefix, sizeof prefix, "%.6s", a.file_sha256);
     b = get(&f, prefix);
     cr_expect_eq(b.key, a.key);
     repo_adapter_release(&b);
-    snprintf(prefix, sizeof prefix, "%.3s", a.file_sha256);
-    cr_expect_eq(repo_find(f.r, prefix, &b, &f.err), 1, "three digits are no reference");
+    snprintf(prefix, sizeof prefix, "%.5s", a.file_sha256);
+    cr_expect_eq(repo_find(f.r, prefix, &b, &f.err), 1, "five digits may be a word");
     char capitals[11] = "";
     for (int i = 0; i < 10; i++)
         capitals[i] = (char)toupper((unsigned char)a.file_sha256[i]);
@@ -579,6 +607,31 @@ Test(repo, folders_are_forgotten_and_our_own_is_not_walked)
     cr_expect_eq(repo_forget_folder(f.r, f.dir, &f.err), 0);
     sync_all(&f);
     cr_expect_eq(f.sum.added, 0);
+    fixture_close(&f);
+}
+
+/* What an older weft could only keep is looked at again. */
+Test(repo, sync_retries_what_could_not_be_rendered)
+{
+    struct fixture f;
+    sqlite3 *db;
+    fixture_open(&f);
+    small_lora(at(&f, "a.safetensors"), &(struct small){.seed = 1});
+    add(&f, at(&f, "a.safetensors"), true);
+    cr_assert_eq(sqlite3_open(at(&f, "home/weft.db"), &db), SQLITE_OK);
+    cr_assert_eq(sqlite3_exec(db, "UPDATE adapter SET unusable = 'too new', format = NULL", NULL,
+                              NULL, NULL),
+                 SQLITE_OK);
+    sqlite3_close(db);
+    sync_all(&f);
+    expect_event(&f, "changed a weft can render it now");
+    struct repo_adapter a = get(&f, "a");
+    cr_expect(!a.unusable && a.format && !strcmp(a.format, "lora"));
+    unlink(a.path);
+    cr_expect_eq(repo_check(f.r, &a, &f.err), ERR_IO);
+    cr_expect(strstr(f.err.msg, "add the file again"), "%s", f.err.msg);
+    expect_verify(&f, 1, 0, 1, 0);
+    repo_adapter_release(&a);
     fixture_close(&f);
 }
 
