@@ -116,8 +116,7 @@ static bool is_model(const struct tensor_file *f)
 
 /* Every module to the families that it has parts of. */
 static int import_modules(const struct tensor_file *f, const char *path, struct delta_list *list,
-                          const struct adapter_format **format, const char **style,
-                          struct err *err)
+                          const struct adapter_format **format, const char **style, struct err *err)
 {
     struct modules m = {NULL, 0};
     struct peft peft = {NULL, false};
@@ -155,11 +154,11 @@ static const struct adapter_layout *layout_of(const struct tensor_file *f)
     return best;
 }
 
-static int import_rest(const struct tensor_file *f, const char *path, struct delta_list *list,
+static int import_rest(const struct tensor_file *f, const struct adapter_layout *layout,
+                       const char *path, struct delta_list *list,
                        const struct adapter_format **format, const char **style, struct err *err)
 {
     struct tensor_file *view = NULL;
-    const struct adapter_layout *layout = layout_of(f);
     if (is_model(f) || (!layout && !count_known(f)))
         return unknown(f, path, err);
     int rc = layout ? layout->view(&view, f, path, err) : 0;
@@ -180,6 +179,7 @@ static const char *not_embedding(void *user, const struct tensor_file *f, size_t
 int adapter_import(const struct tensor_file *st, const char *path, struct delta_list *list,
                    const struct adapter_format **format, const char **style, struct err *err)
 {
+    const struct adapter_layout *layout = layout_of(st); /* words are part of what tells it */
     struct tensor_file *rest = NULL;
     size_t n = 0;
     int rc = 0;
@@ -191,7 +191,7 @@ int adapter_import(const struct tensor_file *st, const char *path, struct delta_
                        path);
     if (n)
         rc = tensor_file_view(&rest, st, not_embedding, NULL, err);
-    rc = rc < 0 ? rc : import_rest(rest ? rest : st, path, list, format, style, err);
+    rc = rc < 0 ? rc : import_rest(rest ? rest : st, layout, path, list, format, style, err);
     tensor_file_close(rest);
     return rc;
 }

@@ -1,6 +1,7 @@
 #include "facts.h"
 
 #include "adapter.h"
+#include "embedding.h"
 #include "format.h"
 
 #include <jansson.h>
@@ -129,13 +130,13 @@ static int compare(const void *a, const void *b)
 }
 
 /* The weights a file changes, counted by name; for files that no importer takes. */
-static int count_modules(struct facts *f, const struct safetensors *st, struct err *err)
+static int count_modules(struct facts *f, const struct tensor_file *st, struct err *err)
 {
-    size_t n = safetensors_count(st), k = 0;
+    size_t n = tensor_file_count(st), k = 0;
     char **name = calloc(n + 1, sizeof *name);
     int rc = name ? 0 : err_nomem(err, n * sizeof *name);
     for (; rc == 0 && k < n; k++) {
-        const char *key = safetensors_name(st, k);
+        const char *key = tensor_file_name(st, k);
         if (!(name[k] = strndup(key, module_length(key))))
             rc = err_nomem(err, strlen(key));
     }
@@ -170,7 +171,7 @@ static int block_number(const char *key)
 }
 
 /* LoKr's input width is the product of its two factors'. */
-static int kronecker_width(const struct safetensors *st, const char *key, const struct array *w1)
+static int kronecker_width(const struct tensor_file *st, const char *key, const struct array *w1)
 {
     static const char *const second[] = {"lokr_w2", "lokr_w2_b"};
     const char *at = strstr(key, ".lokr_w1");
@@ -179,7 +180,7 @@ static int kronecker_width(const struct safetensors *st, const char *key, const 
         return 0;
     for (int i = 0; i < 2; i++) {
         snprintf(name, sizeof name, "%.*s.%s", (int)(at - key), key, second[i]);
-        const struct array *w2 = safetensors_find(st, name);
+        const struct array *w2 = tensor_file_find(st, name);
         if (w2 && w2->ndim >= 2 && w1->dim[1] < 1 << 15 && w2->dim[1] < 1 << 15)
             return (int)(w1->dim[1] * w2->dim[1]);
     }
@@ -205,10 +206,10 @@ static bool has(const char *key, const char *piece)
     return strstr(key, piece) != NULL;
 }
 
-static void take_hint(struct hints *h, const struct safetensors *st, size_t i)
+static void take_hint(struct hints *h, const struct tensor_file *st, size_t i)
 {
-    const char *key = safetensors_name(st, i);
-    const struct array *a = safetensors_at(st, i);
+    const char *key = tensor_file_name(st, i);
+    const struct array *a = tensor_file_at(st, i);
     int lokr = kronecker_width(st, key, a), width = lokr ? lokr : input_width(key, a);
     bool blocks = has(key, "down_blocks") || has(key, "up_blocks") || has(key, "mid_block") ||
                   has(key, "input_blocks") || has(key, "output_blocks") || has(key, "middle_block");
@@ -252,12 +253,12 @@ static void read_base(struct facts *f, const struct hints *h)
 
 /* ---- the rest -------------------------------------------------------------------------------- */
 
-static const char *most_bytes(const struct safetensors *st)
+static const char *most_bytes(const struct tensor_file *st)
 {
     uint64_t bytes[DT_COUNT] = {0};
     int best = 0;
-    for (size_t i = 0; i < safetensors_count(st); i++) {
-        const struct array *a = safetensors_at(st, i);
+    for (size_t i = 0; i < tensor_file_count(st); i++) {
+        const struct array *a = tensor_file_at(st, i);
         bytes[a->dtype] += array_count(a) * dtype_bits(a->dtype);
     }
     for (int t = 0; t < DT_COUNT; t++)
@@ -265,18 +266,18 @@ static const char *most_bytes(const struct safetensors *st)
     return dtype_name((enum dtype)best);
 }
 
-static int read_metadata(struct facts *f, const struct safetensors *st, struct err *err)
+static int read_metadata(struct facts *f, const struct tensor_file *st, struct err *err)
 {
-    const char *declared = safetensors_metadata(st, "sshs_model_hash");
+    const char *declared = tensor_file_metadata(st, "sshs_model_hash");
     json_t *all = json_object();
-    for (size_t i = 0; all && i < safetensors_metadata_count(st); i++) {
+    for (size_t i = 0; all && i < tensor_file_metadata_count(st); i++) {
         const char *key, *value;
-        safetensors_metadata_at(st, i, &key, &value);
+        tensor_file_metadata_at(st, i, &key, &value);
         if (strlen(value) <= METADATA_VALUE_MAX)
             json_object_set_new(all, key, json_string(value));
     }
     if (!declared)
-        declared = safetensors_metadata(st, "modelspec.hash_sha256");
+        declared = tensor_file_metadata(st, "modelspec.hash_sha256");
     if (declared && *declared)
         f->declared = strndup(declared, 200);
     if (json_object_size(all))
@@ -297,7 +298,7 @@ static bool knows_a_site(const struct delta_list *l)
 
 /* Whether weft can render it, and as what. A valid file of a kind that no importer takes is still an
  * adapter. */
-static int try_import(struct facts *f, const struct safetensors *st, const char *path,
+static int try_import(struct facts *f, const struct tensor_file *st, const char *path,
                       struct err *err)
 {
     struct delta_list list = {0};
@@ -309,6 +310,8 @@ static int try_import(struct facts *f, const struct safetensors *st, const char 
     if (rc == 0) {
         f->format = format->name;
         f->sites = list.n;
+        if (!*f->kinds) /* keys that say nothing: factors in their order */
+            add_kind(f, "lora");
         if (!knows_a_site(&list) &&
             asprintf(&f->unusable, "none of its %d weights is one of a UNet or text encoder",
                      list.n) < 0)
@@ -327,14 +330,17 @@ static int try_import(struct facts *f, const struct safetensors *st, const char 
     return rc;
 }
 
-int facts_read(struct facts *f, const struct safetensors *st, const char *path, struct err *err)
+int facts_read(struct facts *f, const struct tensor_file *st, const char *path, struct err *err)
 {
     struct hints h = {0};
     memset(f, 0, sizeof *f);
-    f->tensors = (int)safetensors_count(st);
+    f->tensors = (int)tensor_file_count(st);
     f->dtype = most_bytes(st);
-    for (size_t i = 0; i < safetensors_count(st); i++) {
-        read_kind(f, safetensors_name(st, i), safetensors_at(st, i));
+    for (size_t i = 0; i < tensor_file_count(st); i++) {
+        const char *key = tensor_file_name(st, i);
+        if (*key == '<' && embedding_owns(st, i)) /* "<birb-style>", as diffusers' trainer has it */
+            add_kind(f, "textual-inversion");
+        read_kind(f, key, tensor_file_at(st, i));
         take_hint(&h, st, i);
     }
     read_base(f, &h);

@@ -12,7 +12,7 @@
 #define WEFT_FACTS_H
 
 #include "unet/err.h"
-#include "unet/safetensors.h"
+#include "tensor_file.h"
 
 struct facts {
     const char *format, *style; /* the importer's; NULL where none takes the file */
@@ -29,7 +29,7 @@ struct facts {
 
 /* ERR_FORMAT: damaged, or a whole model; ERR_UNSUPPORTED: nothing known as an adapter. `path` is for
  * messages and for a PEFT config beside the file. */
-int facts_read(struct facts *f, const struct safetensors *st, const char *path, struct err *err);
+int facts_read(struct facts *f, const struct tensor_file *st, const char *path, struct err *err);
 void facts_release(struct facts *f);
 
 /* What is to be said of a declared hash: "", or why it is not to be believed. */

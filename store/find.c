@@ -162,7 +162,7 @@ static int check_config(const struct repo_adapter *a, struct err *err)
 
 int repo_check(struct repo *r, const struct repo_adapter *a, struct err *err)
 {
-    struct safetensors *st = NULL;
+    struct tensor_file *st = NULL;
     struct stat sb;
     char sha[HASH_HEX];
     size_t size = 0;
@@ -178,12 +178,12 @@ int repo_check(struct repo *r, const struct repo_adapter *a, struct err *err)
     bool same = sb.st_size == a->bytes && (a->copied || file_mtime(&sb) == a->mtime);
     if (rc < 0 || same)
         return rc;
-    rc = safetensors_open(&st, a->path, err);
+    rc = tensor_file_open(&st, a->path, err);
     if (rc == 0) {
-        const void *data = safetensors_data(st, &size);
+        const void *data = tensor_file_data(st, &size);
         rc = hash_bytes(sha, data, size, err);
     }
-    safetensors_close(st);
+    tensor_file_close(st);
     if (rc < 0)
         return err_prefix(err, "%s: its file is not what was added", a->name);
     if (strcmp(sha, a->data_sha256))

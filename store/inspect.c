@@ -57,12 +57,12 @@ int repo_inspect(const char *path, struct repo_adapter *out, char **metadata, ch
                  struct err *err)
 {
     char *file = file_kind(path) == 2 ? file_join(path, "adapter_model.safetensors") : strdup(path);
-    struct safetensors *st = NULL;
+    struct tensor_file *st = NULL;
     struct facts f = {0};
     struct beside b = {0};
     struct stat sb;
     size_t size = 0;
-    int rc = file ? safetensors_open(&st, file, err) : err_nomem(err, strlen(path));
+    int rc = file ? tensor_file_open(&st, file, err) : err_nomem(err, strlen(path));
 
     memset(out, 0, sizeof *out);
     *metadata = *beside = NULL;
@@ -70,7 +70,7 @@ int repo_inspect(const char *path, struct repo_adapter *out, char **metadata, ch
     rc = rc < 0 ? rc : beside_read(&b, file, f.metadata, err);
     rc = rc < 0 ? rc : fill(out, file, &f, &b, err);
     if (rc == 0) {
-        const void *data = safetensors_data(st, &size);
+        const void *data = tensor_file_data(st, &size);
         rc = hash_bytes(out->data_sha256, data, size, err);
     }
     rc = rc < 0 ? rc : hash_file(out->file_sha256, file, err);
@@ -86,7 +86,7 @@ int repo_inspect(const char *path, struct repo_adapter *out, char **metadata, ch
     }
     facts_release(&f);
     beside_release(&b);
-    safetensors_close(st);
+    tensor_file_close(st);
     free(file);
     return rc;
 }

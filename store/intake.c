@@ -39,25 +39,6 @@ static double seconds(void)
 
 /* ---- one file -------------------------------------------------------------------------------- */
 
-/* Files that are no safetensors. A reader of them takes this function's place: it would fill in the
- * facts and say where the tensor data begins. */
-static int read_pickle(struct facts *f, const char *path, struct err *err)
-{
-    memset(f, 0, sizeof *f);
-    return err_set(err, ERR_UNSUPPORTED,
-                   "%s: a pickle file, reader to come; convert it to safetensors", path);
-}
-
-static bool is_pickle_name(const char *path)
-{
-    static const char *const endings[] = {".pt", ".pth", ".bin", ".ckpt"};
-    const char *dot = strrchr(path, '.');
-    for (size_t i = 0; dot && i < sizeof endings / sizeof *endings; i++)
-        if (!strcasecmp(dot, endings[i]))
-            return true;
-    return false;
-}
-
 /* Whatever is wrong with a file is the file's own trouble, unless memory ran out. */
 static int as_refusal(struct err *err)
 {
@@ -69,22 +50,25 @@ static int as_refusal(struct err *err)
 /* Checks the container and tells what it is; then reads it once, whole. */
 static int look_at(struct group *g, struct intake *in, struct err *err)
 {
-    struct safetensors *st = NULL;
+    struct tensor_file *st = NULL;
     struct stat before, after;
+    char tensors[HASH_HEX] = "";
     size_t data = 0;
+    bool torch = false;
     int rc;
 
     if (stat(in->path, &before) < 0)
         return err_set(err, ERR_FORMAT, "%s: %s", in->path, strerror(errno));
     in->bytes = before.st_size;
     in->mtime = file_mtime(&before);
-    if (is_pickle_name(in->path))
-        return read_pickle(&in->facts, in->path, err);
-    rc = safetensors_open(&st, in->path, err);
+    rc = tensor_file_open(&st, in->path, err);
     rc = rc < 0 ? rc : facts_read(&in->facts, st, in->path, err);
-    if (rc == 0)
-        safetensors_data(st, &data);
-    safetensors_close(st);
+    if (rc == 0) {
+        const void *p = tensor_file_data(st, &data);
+        torch = strcmp(tensor_file_container(st), "safetensors") != 0;
+        rc = torch ? hash_bytes(tensors, p, data, err) : 0; /* they lie apart in the file */
+    }
+    tensor_file_close(st);
     if (rc < 0)
         return as_refusal(err);
     rc = beside_read(&in->beside, in->path, in->facts.metadata, err);
@@ -92,7 +76,10 @@ static int look_at(struct group *g, struct intake *in, struct err *err)
         return as_refusal(err);
     if (in->beside.note)
         in->reason = strdup(in->beside.note);
-    rc = stage_read(g->stage, in, (size_t)in->bytes - data, g->how->copy, err);
+    rc = stage_read(g->stage, in, torch ? (size_t)in->bytes : (size_t)in->bytes - data,
+                    g->how->copy, err);
+    if (torch)
+        memcpy(in->data_sha256, tensors, sizeof tensors);
     if (rc == 0 && (stat(in->path, &after) < 0 || after.st_size != before.st_size ||
                     file_mtime(&after) != in->mtime || after.st_ino != before.st_ino))
         rc = err_set(err, ERR_FORMAT, "%s: it is being written to; try again later", in->path);

@@ -80,11 +80,11 @@ static int sync_folders(struct group *g, const struct texts *folders, const char
 /* A row that could not be rendered, looked at by this program's importers. */
 static int retry_one(struct group *g, const struct repo_adapter *a, struct err *err)
 {
-    struct safetensors *st = NULL;
+    struct tensor_file *st = NULL;
     struct facts f = {0};
     struct err why;
     int rc = 0;
-    if (safetensors_open(&st, a->path, &why) < 0)
+    if (tensor_file_open(&st, a->path, &why) < 0)
         return 0;
     if (facts_read(&f, st, a->path, &why) == 0 && !f.unusable) {
         struct repo_event e = {a->path, "changed", a->name, a->id, "weft can render it now"};
@@ -99,7 +99,7 @@ static int retry_one(struct group *g, const struct repo_adapter *a, struct err *
             g->how->event(g->how->user, &e);
     }
     facts_release(&f);
-    safetensors_close(st);
+    tensor_file_close(st);
     return rc;
 }
 

@@ -3,6 +3,7 @@
 #include "store/adapter.h"
 #include "unet/model.h"
 #include "unet/ops.h"
+#include "unet/safetensors.h"
 #include "util.h"
 
 #include <criterion/criterion.h>

@@ -156,11 +156,11 @@ Test(repo, base_and_kind_from_tensors)
     cr_assert(fd >= 0);
     close(fd);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        struct safetensors *st;
+        struct tensor_file *st;
         struct facts f;
         small_lora(path,
                    &(struct small){.width = cases[i].width, .a = cases[i].a, .b = cases[i].b});
-        cr_assert_eq(safetensors_open(&st, path, &err), 0, "%s", err.msg);
+        cr_assert_eq(tensor_file_open(&st, path, &err), 0, "%s", err.msg);
         cr_assert_eq(facts_read(&f, st, path, &err), 0, "%s: %s", cases[i].a, err.msg);
         cr_expect_str_eq(f.base, cases[i].base, "%s with %d: %s", cases[i].a, cases[i].width,
                          f.base);
@@ -169,7 +169,7 @@ Test(repo, base_and_kind_from_tensors)
             cr_expect_eq(!f.unusable, cases[i].usable, "%s: %s", cases[i].a,
                          f.unusable ? f.unusable : "usable");
         facts_release(&f);
-        safetensors_close(st);
+        tensor_file_close(st);
     }
     unlink(path);
 }
@@ -189,15 +189,15 @@ Test(repo, models_are_no_adapters)
     cr_assert(fd >= 0);
     close(fd);
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
-        struct safetensors *st;
+        struct tensor_file *st;
         struct facts f;
         small_lora(path, &(struct small){.a = keys[i][0], .b = keys[i][1]});
-        cr_assert_eq(safetensors_open(&st, path, &err), 0, "%s", err.msg);
+        cr_assert_eq(tensor_file_open(&st, path, &err), 0, "%s", err.msg);
         int rc = facts_read(&f, st, path, &err);
         cr_expect_lt(rc, 0, "%s was taken for an adapter: %s", keys[i][0], f.kinds);
         if (rc == 0)
             facts_release(&f);
-        safetensors_close(st);
+        tensor_file_close(st);
     }
     unlink(path);
 }

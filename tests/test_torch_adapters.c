@@ -110,12 +110,12 @@ static void check_order(bool old)
     close(mkstemp(path));
     write_pairs(path, line, n, "[\"CrossAttention\", \"Attention\", \"GEGLU\"]");
     struct adapter_file *f = open_ok(path);
-    cr_expect_str_eq(f->format->name, "cloneofsimo");
+    cr_expect_str_eq(f->style, "cloneofsimo");
     cr_expect_eq(f->list.n, n);
     for (int i = 0; i < n; i++) {
         const struct delta *d = find(f, line[i]);
-        cr_expect_eq(first(&d->up), (float)(i + 1), "%s has pair %g, not %d", line[i],
-                     (double)first(&d->up) - 1, i);
+        cr_expect_eq(first(&d->f[0].a), (float)(i + 1), "%s has pair %g, not %d", line[i],
+                     (double)first(&d->f[0].a) - 1, i);
         cr_expect_eq(d->scale, 1);
     }
     adapter_file_close(f);
@@ -169,13 +169,13 @@ Test(torch_adapters, ed_lora)
         struct adapter_file *f = open_ok(files[i]);
         struct embedding_list l = {0};
         struct err err;
-        cr_expect_str_eq(f->format->name, "ed-lora");
+        cr_expect_str_eq(f->style, "mix-of-show");
         cr_expect_str_eq(f->name, i ? "ed_lora_research" : "ed_lora");
         cr_expect_eq(f->list.n, 5);
         for (int k = 0; k < 5; k++) {
             const struct delta *d = find(f, sites[k]);
-            cr_expect_eq(first(&d->up), (float)(k + 1));
-            cr_expect(d->scale == 1 && d->rank == 4);
+            cr_expect_eq(first(&d->f[0].a), (float)(k + 1));
+            cr_expect(d->scale == 1 && delta_rank(d) == 4);
         }
         cr_assert_eq(embedding_read(&l, f->st, files[i], &err), 0, "%s", err.msg);
         cr_assert_eq(l.n, 2);
@@ -255,13 +255,14 @@ static void check_pair(const char *torch, const char *st, int n, bool equal)
     cr_assert(a->list.n == n && b->list.n == n, "%d and %d", a->list.n, b->list.n);
     for (int i = 0; i < n; i++) {
         const struct delta *x = &a->list.item[i].d, *y = find(b, a->list.item[i].site);
-        size_t up = array_count(&x->up) * dtype_bits(x->up.dtype) / 8;
-        size_t down = array_count(&x->down) * dtype_bits(x->down.dtype) / 8;
-        cr_assert(x->rank == y->rank && x->scale == y->scale && x->up.dtype == y->up.dtype);
-        cr_assert(array_count(&x->up) == array_count(&y->up) &&
-                  array_count(&x->down) == array_count(&y->down));
-        cr_expect_eq(!memcmp(x->up.data, y->up.data, up), equal);
-        cr_expect_eq(!memcmp(x->down.data, y->down.data, down), equal);
+        size_t up = array_count(&x->f[0].a) * dtype_bits(x->f[0].a.dtype) / 8;
+        size_t down = array_count(&x->f[0].b) * dtype_bits(x->f[0].b.dtype) / 8;
+        cr_assert(delta_rank(x) == delta_rank(y) && x->scale == y->scale &&
+                  x->f[0].a.dtype == y->f[0].a.dtype);
+        cr_assert(array_count(&x->f[0].a) == array_count(&y->f[0].a) &&
+                  array_count(&x->f[0].b) == array_count(&y->f[0].b));
+        cr_expect_eq(!memcmp(x->f[0].a.data, y->f[0].a.data, up), equal);
+        cr_expect_eq(!memcmp(x->f[0].b.data, y->f[0].b.data, down), equal);
     }
     adapter_file_close(a);
     adapter_file_close(b);
