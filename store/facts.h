@@ -11,8 +11,8 @@
 #ifndef WEFT_FACTS_H
 #define WEFT_FACTS_H
 
-#include "unet/err.h"
 #include "tensor_file.h"
+#include "unet/err.h"
 
 struct facts {
     const char *format, *style; /* the importer's; NULL where none takes the file */
