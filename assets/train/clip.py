@@ -13,6 +13,7 @@ written at the end.
 """
 import argparse
 import json
+import math
 import time
 
 import styles
@@ -139,22 +140,27 @@ class Everything:
         names = [article(n) for n in self.scenes.names]
         looks = [PLAIN] + [v[1] for v in styles.STYLES.values()]
         self.texts = [tokens(tok, [t.format(n) for n in names] + looks) for t in TEMPLATES]
-        self.n, self.tok, self.step = len(names), tok, 0
+        self.n, self.tok, self.step, self.classes = len(names), tok, 0, None
 
     def loss(self):
-        self.step += 1
+        """The text tower learns in every third step, the image tower in all."""
         self.scenes.renew(5)
         x, names, style, whole, captions = self.scenes.batch(64, .08 if self.role == "judge" else 0)
-        kind = self.scenes.w.r.choice((0, 0, 1, 2))
         image = self.vectors(self.model.get_image_features(pixel_values=relit(x, self.role)))
-        texts = self.vectors(self.model.get_text_features(input_ids=self.texts[kind]))
-        ids = tokens(self.tok, captions)
-        said = self.vectors(self.model.get_text_features(input_ids=ids))
-        scale = self.model.logit_scale.exp()
-        by_name = scale * image @ texts[:self.n].T
-        loss = (F.cross_entropy(by_name, names) +
-                .3 * F.cross_entropy(scale * image @ texts[self.n:].T, style) +
-                .15 * matched(scale * image[whole] @ said.T, ids))
+        scale, loss = self.model.logit_scale.exp(), 0
+        if self.step % 3 == 0:
+            ids = tokens(self.tok, captions)
+            said = self.vectors(self.model.get_text_features(input_ids=ids))
+            loss = .3 * matched(scale * image[whole] @ said.T, ids)
+            kind = self.scenes.w.r.choice((0, 0, 1, 2))
+            classes = self.vectors(self.model.get_text_features(input_ids=self.texts[kind]))
+            self.classes = classes.detach()
+        else:
+            classes = self.classes
+        self.step += 1
+        by_name = scale * image @ classes[:self.n].T
+        loss = (loss + F.cross_entropy(by_name, names) +
+                .3 * F.cross_entropy(scale * image @ classes[self.n:].T, style))
         right = names.gather(1, by_name.argmax(1)[:, None]).gt(0).float().mean().item()
         return loss, right
 
@@ -170,11 +176,15 @@ def train(role, minutes, resume, rate):
     tok = CLIPTokenizer.from_pretrained(path("model", "tokenizer"))
     model, seed = build(role, tok)
     ps = list(model.parameters())
-    opt = Both([(n, p, 1.0) for n, p in model.named_parameters()])
+    halves = [[(n, p, 1.0) for n, p in model.named_parameters() if n.startswith("text") == said]
+              for said in (False, True)]
+    opts = [Both(h) for h in halves]
     average, step = Average(ps, .998), 0
     if resume:
         st = load(f"{role}.pt")
-        model.load_state_dict(st["model"]), opt.load_state_dict(st["opt"])
+        model.load_state_dict(st["model"])
+        for opt, d in zip(opts, st["opt"]):
+            opt.load_state_dict(d)
         average.shadow, step = st["average"], st["step"]
     print(role, "parameters", count(model), flush=True)
     torch.manual_seed(seed + step)
@@ -182,17 +192,19 @@ def train(role, minutes, resume, rate):
             Everything(model, tok, seed + step, role))
 
     def keep():
-        save(dict(model=model.state_dict(), opt=opt.state_dict(), average=average.shadow, step=step),
-             f"{role}.pt")
+        save(dict(model=model.state_dict(), opt=[opt.state_dict() for opt in opts],
+                  average=average.shadow, step=step), f"{role}.pt")
 
     began, kept, acc = time.time(), time.time(), []
     while (f := (time.time() - began) / 60 / minutes) < 1:
-        with torch.autocast("cpu", torch.bfloat16):
-            loss, right = task.loss()
+        loss, right = task.loss()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(ps, 1.0)
-        opt.step(rate * min(1, (step + 1) / 100) * (.02 + .98 * (.5 + .5 * np.cos(np.pi * f))))
-        model.zero_grad()
+        for opt, half in zip(opts, halves):
+            if half[0][1].grad is not None:
+                opt.step(rate * min(1, (step + 1) / 100) *
+                         (.02 + .98 * (.5 + .5 * math.cos(math.pi * f))))
         with torch.no_grad():
             model.logit_scale.clamp_(max=4.6)
         average.update(step)
@@ -242,7 +254,7 @@ if __name__ == "__main__":
     p.add_argument("role", choices=ROLES)
     p.add_argument("minutes", type=float)
     p.add_argument("--resume", action="store_true")
-    p.add_argument("--rate", type=float, default=2e-3)
+    p.add_argument("--rate", type=float, default=2e-3, help="lower when resuming")
     o = p.parse_args()
     torch.set_num_threads(1)
     train(o.role, o.minutes, o.resume, o.rate)
