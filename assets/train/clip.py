@@ -1,29 +1,42 @@
-"""Contrastive towers: python clip.py text|scorer|judge MINUTES [--resume]
+"""Towers in CLIP's layout: python clip.py text|scorer|judge MINUTES [--resume] [--rate R]
 
 text     the model's text encoder, pre-trained against a small image tower on the learnt world only
 scorer   assets/scorer: serves `weft score` and development
 judge    tests/eval/judge: for reported figures only; other widths, seed and augmentations
 
-Scorer and judge know everything: held-out things and styles, tints, scenes of one to five, pieces of
-scenes, and mush that is none of them ("a shapeless blob"), so that what is not drawn is not recognised.
+One thread each (two spinning threads on a busy machine are many times slower), about .9 s a step of 64.
+Scorer and judge know everything, held-out things and styles too. Each step they tell every piece apart
+among all names ("a fox") and all styles ("in sepia style"), the texts' own vectors being the classes,
+and match whole pictures to their captions. WEFT_TRAIN/ROLE.pt holds the state, written every three
+minutes and at the end; --resume goes on from it, down to rate zero again. The folder WEFT_TRAIN/ROLE is
+written at the end.
 """
 import argparse
-import random
+import json
+import math
 import time
 
 import styles
 from common import *
-from PIL import ImageFilter
+from diffusers import AutoencoderKL
+from muon import Both
+from pieces import BLOB, Scenes
 from torch.nn import functional as F
-from transformers import CLIPModel, CLIPConfig, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 from world import *
 
 ROLES = {
-    # text width, layers, heads; vision width, layers, heads, patch; seed
+    # text width, layers, heads; vision width, layers, heads; patch, seed
     "text": (192, 3, 6, 128, 3, 4, 16, 21),
-    "scorer": (128, 2, 4, 128, 5, 4, 8, 31),
-    "judge": (96, 3, 3, 168, 4, 4, 16, 41),
+    "scorer": (128, 2, 4, 128, 6, 4, 16, 31),
+    "judge": (96, 3, 3, 160, 4, 5, 16, 41),
 }
+TEMPLATES = ("{}", "a picture of {}", "{} on a white background")
+PLAIN = "in plain style"
+PREPROCESSOR = dict(image_processor_type="CLIPImageProcessor", do_convert_rgb=True, do_resize=True,
+                    size={"shortest_edge": SIDE}, resample=3, do_center_crop=True,
+                    crop_size={"height": SIDE, "width": SIDE}, do_rescale=True,
+                    rescale_factor=1 / 255, do_normalize=True, image_mean=[.5] * 3, image_std=[.5] * 3)
 
 
 def build(role, tok):
@@ -40,7 +53,21 @@ def build(role, tok):
                                 logit_scale_init_value=2.3)), seed
 
 
-# ---- what the text tower sees: the learnt world, with hard siblings
+def tokens(tok, texts):
+    """No longer than the longest: the tower is causal and reads its answer at the first end."""
+    return tok(texts, padding="longest", truncation=True, max_length=LENGTH,
+               return_tensors="pt").input_ids
+
+
+def matched(logits, ids):
+    """CLIP's loss; captions that are the same word for word are no mistakes."""
+    n = len(ids)
+    same = (ids[:, None] == ids[None]).all(-1) & ~torch.eye(n, dtype=torch.bool)
+    logits, y = logits.masked_fill(same, -1e4), torch.arange(n)
+    return (F.cross_entropy(logits, y) + F.cross_entropy(logits.T, y)) / 2
+
+
+# ---- the text tower: the learnt world, with hard siblings
 
 
 def learnt_batch(w, n):
@@ -73,180 +100,153 @@ def learnt_batch(w, n):
     return out[:n]
 
 
-# ---- what scorer and judge see: everything, whole and in pieces
+class Learnt:
+    """Loss of the text tower's batches."""
+
+    def __init__(self, model, tok, seed):
+        self.model, self.tok, self.world = model, tok, World(seed)
+
+    def loss(self):
+        batch = learnt_batch(self.world, 128)
+        ids = tokens(self.tok, [c for _, c in batch])
+        o = self.model(input_ids=ids, pixel_values=pixels([a for a, _ in batch]))
+        logits = o.logits_per_image.float()
+        right = (logits.argmax(1) == torch.arange(len(ids))).float().mean().item()
+        return matched(logits, ids), right
 
 
-def mush(w):
-    """Colours of things without their shape: what a bad model draws."""
-    r = w.r
-    im = w.sample()[0].astype(np.float32)
-    kind = r.randint(0, 3)
-    if kind == 0:  # melted
-        g = np.random.default_rng(r.randint(0, 1 << 30))
-        y, x = np.mgrid[0:128, 0:128].astype(np.float32)
-        for a in (x, y):
-            wave = Image.fromarray(g.normal(0, 1, (7, 7)).astype(np.float32))
-            a += np.asarray(wave.resize((128, 128), Image.BICUBIC)) * r.uniform(11, 22)
-        im = im[y.clip(0, 127).astype(int), x.clip(0, 127).astype(int)]
-    elif kind == 1:  # two things in one place
-        a, b = w.pick(2)
-        s = w.sprite(a, NORMAL) * .5 + w.sprite(b, NORMAL) * .5
-        im = w.draw([], w.ground()).astype(np.float32)
-        im[12:116, 12:116] = im[12:116, 12:116] * (1 - s[..., 3:] / 255) + s[..., :3]
-    elif kind == 2:  # tiles that moved
-        k = r.choice((16, 21, 32))
-        t = [im[i:i + k, j:j + k].copy() for i in range(0, 128 - k + 1, k)
-             for j in range(0, 128 - k + 1, k)]
-        r.shuffle(t)
-        for q, (i, j) in enumerate((i, j) for i in range(0, 128 - k + 1, k)
-                                   for j in range(0, 128 - k + 1, k)):
-            im[i:i + k, j:j + k] = t[q]
-    else:
-        im = np.asarray(Image.fromarray(im.astype(np.uint8)).filter(
-            ImageFilter.GaussianBlur(r.uniform(7, 12))), np.float32)
-    return im.clip(0, 255).astype(np.uint8), "a shapeless blob"
+# ---- scorer and judge
 
 
-def placed(w, n):
-    """n things anywhere without overlap, their centres and sizes."""
-    r, out = w.r, []
-    size = {1: (60, 124), 2: (46, 72), 3: (36, 56), 4: (34, 52), 5: (32, 46)}[n]
-    for name in w.pick(n):
-        for _ in range(40):
-            s = r.randint(*size)
-            c = (r.randint(s // 2, 128 - s // 2), r.randint(s // 2, 128 - s // 2))
-            if all(max(abs(c[0] - p[0]), abs(c[1] - p[1])) > (s + z) * .48 for _, z, p, _ in out):
-                out.append((name, s, c, w.tint(.1)))
-                break
-    return out
-
-
-def piece(im, centre, size):
-    """A square of the picture, enlarged to the whole."""
-    half = size // 2
-    pad = np.pad(im, ((64, 64), (64, 64), (0, 0)), mode="edge")
-    y, x = int(centre[1]) + 64, int(centre[0]) + 64
-    p = pad[max(0, y - half):y + half, max(0, x - half):x + half]
-    return np.asarray(Image.fromarray(p).resize((SIDE, SIDE), Image.BICUBIC))
-
-
-def any_batch(w, n):
-    out, r = [], w.r
-    while len(out) < n:
-        u, ground = r.random(), w.ground()
-        if u < .08:
-            out.append(mush(w))
-            continue
-        if u < .3:  # as the model's own pictures are laid out
-            out.append(w.sample(.4, .2))
-            continue
-        things = placed(w, r.choice((1, 1, 2, 2, 3, 3, 4, 5)))
-        im = w.draw(things, ground)
-        style = r.choice(list(styles.STYLES)) if r.random() < .2 else None
-        if style:
-            im = styles.apply(style, im)
-        end = f" {styles.STYLES[style][1]}" if style else ""
-        if u < .75:  # one thing of the scene, cut out by and large
-            name, s, c, tint = r.choice(things)
-            shift = (c[0] + r.randint(-s // 6, s // 6), c[1] + r.randint(-s // 6, s // 6))
-            out.append((piece(im, shift, int(s * r.uniform(.85, 1.7))),
-                        w.phrase(name, tint=tint) + end))
-        else:
-            text = " and ".join(w.phrase(t[0], tint=t[3]) for t in things)
-            out.append((im, (w.on(text, ground) if not style else text) + end))
-    return out[:n]
-
-
-def augment(x, role, g):
+def relit(x, role):
     """Small changes of light; the judge also sees noise and softness."""
     n = len(x)
-    x = x * (1 + .12 * torch.randn(n, 1, 1, 1, generator=g)) + .06 * torch.randn(n, 3, 1, 1,
-                                                                              generator=g)
-    x = torch.where(torch.rand(n, 1, 1, 1, generator=g) < .35,
+    x = x * (1 + .12 * torch.randn(n, 1, 1, 1)) + .06 * torch.randn(n, 3, 1, 1)
+    x = torch.where(torch.rand(n, 1, 1, 1) < .3,
                     F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1), x)
     if role == "judge":
-        k = torch.rand(n, 1, 1, 1, generator=g) * .12
-        x = x + k * torch.randn(x.shape, generator=g)
-        soft = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
-        x = torch.where(torch.rand(n, 1, 1, 1, generator=g) < .2, soft, x)
+        x = x + torch.rand(n, 1, 1, 1) * .1 * torch.randn_like(x)
     return x.clamp(-1, 1)
+
+
+class Everything:
+    """Loss of the scorers' batches."""
+
+    def __init__(self, model, tok, seed, role):
+        vae = AutoencoderKL.from_pretrained(path("model", "vae")).eval().requires_grad_(False)
+        self.model, self.role = model, role
+        self.scenes = Scenes(World(seed, splits=("core", "more", "held")),
+                             through=lambda x: vae.decode(vae.encode(x).latent_dist.mean).sample)
+        names = [article(n) for n in self.scenes.names]
+        looks = [PLAIN] + [v[1] for v in styles.STYLES.values()]
+        self.texts = [tokens(tok, [t.format(n) for n in names] + looks) for t in TEMPLATES]
+        self.n, self.tok, self.step, self.classes = len(names), tok, 0, None
+
+    def loss(self):
+        """The text tower learns in every third step, the image tower in all."""
+        self.scenes.renew(5)
+        x, names, style, whole, captions = self.scenes.batch(64, .08 if self.role == "judge" else 0)
+        image = self.vectors(self.model.get_image_features(pixel_values=relit(x, self.role)))
+        scale, loss = self.model.logit_scale.exp(), 0
+        if self.step % 3 == 0:
+            ids = tokens(self.tok, captions)
+            said = self.vectors(self.model.get_text_features(input_ids=ids))
+            loss = .3 * matched(scale * image[whole] @ said.T, ids)
+            kind = self.scenes.w.r.choice((0, 0, 1, 2))
+            classes = self.vectors(self.model.get_text_features(input_ids=self.texts[kind]))
+            self.classes = classes.detach()
+        else:
+            classes = self.classes
+        self.step += 1
+        by_name = scale * image @ classes[:self.n].T
+        loss = (loss + F.cross_entropy(by_name, names) +
+                .3 * F.cross_entropy(scale * image @ classes[self.n:].T, style))
+        right = names.gather(1, by_name.argmax(1)[:, None]).gt(0).float().mean().item()
+        return loss, right
+
+    @staticmethod
+    def vectors(o):
+        return F.normalize(o.pooler_output.float(), dim=-1)
 
 
 # ---- training
 
 
-def train(role, minutes, resume):
+def train(role, minutes, resume, rate):
     tok = CLIPTokenizer.from_pretrained(path("model", "tokenizer"))
     model, seed = build(role, tok)
-    learnt = role == "text"
-    world = World(seed) if learnt else World(seed, splits=("core", "more", "held"))
-    size, rate, g = (128, 1e-3, torch.Generator().manual_seed(seed))
-    if resume:
-        model.load_state_dict(load(f"{role}.pt"))
-        rate = 5e-4
-    print(role, "parameters", count(model), flush=True)
     ps = list(model.parameters())
-    opt = torch.optim.AdamW(ps, rate, betas=(.9, .98), weight_decay=.02)
-    average, began, step, acc = Average(ps, .995), time.time(), 0, []
+    halves = [[(n, p, 1.0) for n, p in model.named_parameters() if n.startswith("text") == said]
+              for said in (False, True)]
+    opts = [Both(h) for h in halves]
+    average, step = Average(ps, .998), 0
+    if resume:
+        st = load(f"{role}.pt")
+        model.load_state_dict(st["model"])
+        for opt, d in zip(opts, st["opt"]):
+            opt.load_state_dict(d)
+        average.shadow, step = st["average"], st["step"]
+    print(role, "parameters", count(model), flush=True)
+    torch.manual_seed(seed + step)
+    task = (Learnt(model, tok, seed + step) if role == "text" else
+            Everything(model, tok, seed + step, role))
+
+    def keep():
+        save(dict(model=model.state_dict(), opt=[opt.state_dict() for opt in opts],
+                  average=average.shadow, step=step), f"{role}.pt")
+
+    began, kept, acc = time.time(), time.time(), []
     while (f := (time.time() - began) / 60 / minutes) < 1:
-        batch = learnt_batch(world, size) if learnt else any_batch(world, size)
-        ids = tok([c for _, c in batch], padding="max_length", max_length=LENGTH,
-                  return_tensors="pt").input_ids
-        x = pixels([a for a, _ in batch])
-        x = x if learnt else augment(x, role, g)
-        with torch.autocast("cpu", torch.bfloat16):
-            o = model(input_ids=ids, pixel_values=x)
-        logits = o.logits_per_image.float()
-        same = (ids[:, None] == ids[None]).all(-1) & ~torch.eye(size, dtype=torch.bool)
-        logits = logits.masked_fill(same, -1e4)
-        y = torch.arange(size)
-        loss = (F.cross_entropy(logits, y) + F.cross_entropy(logits.T, y)) / 2
-        for p in opt.param_groups:
-            p["lr"] = rate * min(1, (step + 1) / 100) * (.02 + .98 * (.5 + .5 * np.cos(np.pi * f)))
-        opt.zero_grad()
+        loss, right = task.loss()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(ps, 1.0)
-        opt.step()
+        for opt, half in zip(opts, halves):
+            if half[0][1].grad is not None:
+                opt.step(rate * min(1, (step + 1) / 100) *
+                         (.02 + .98 * (.5 + .5 * math.cos(math.pi * f))))
         with torch.no_grad():
             model.logit_scale.clamp_(max=4.6)
         average.update(step)
         step += 1
-        acc.append((loss.item(), (logits.argmax(1) == y).float().mean().item()))
+        acc.append((loss.item(), right))
         if step % 50 == 0:
             print(f"{step} {time.time() - began:.0f}s loss={np.mean([a for a, _ in acc]):.3f} "
                   f"right={np.mean([b for _, b in acc]):.3f} "
                   f"scale={model.logit_scale.exp().item():.1f}", flush=True)
             acc = []
-            if step % 300 == 0:
-                save(model.state_dict(), f"{role}.pt")
+        if time.time() - kept > 180:
+            kept = time.time()
+            keep()
+    keep()
     average.swap()
-    save(model.state_dict(), f"{role}.pt")
-    report(role, model.eval(), tok)
+    write(role, model.eval(), tok)
 
 
 @torch.no_grad()
-def report(role, model, tok):
-    """Every thing alone against every name."""
-    for splits in (("core", "more"),) + ((("held",),) if role != "text" else ()):
+def write(role, model, tok):
+    """Says how every thing alone is told among all names, and leaves the folder."""
+    everything = concepts("core", "more") + ([] if role == "text" else concepts("held"))
+    names = [article(r[1]) for r in everything] + ([] if role == "text" else [article(BLOB)])
+    for splits in [("core", "more")] + ([] if role == "text" else [("held",)]):
         w = World(9, splits=splits)
-        everything = w.names if role == "text" else [r[1] for r in concepts("core", "more", "held")]
-        ids = tok([article(n) for n in everything], padding="max_length", max_length=LENGTH,
-                  return_tensors="pt").input_ids
         x = pixels([w.draw([(n, NORMAL, "middle", None)]) for n in w.names])
-        o = model(input_ids=ids, pixel_values=x)
-        y = torch.tensor([everything.index(n) for n in w.names])
-        print(role, splits, "zero-shot among", len(everything), "names:",
-              (o.logits_per_image.argmax(1) == y).float().mean().item(), flush=True)
+        o = model(input_ids=tokens(tok, names), pixel_values=x)
+        y = torch.tensor([names.index(article(n)) for n in w.names])
+        print(role, splits, "told among", len(names), "names:",
+              round((o.logits_per_image.argmax(1) == y).float().mean().item(), 4), flush=True)
     model.half()
     if role == "text":
-        text = model.text_model
-        from transformers import CLIPTextModel
-        m = CLIPTextModel(text.config)
-        m.load_state_dict(text.state_dict(), strict=False)
+        m = CLIPTextModel(model.text_model.config)
+        m.load_state_dict(model.text_model.state_dict(), strict=False)
         m.save_pretrained(path("model", "text_encoder"))
-    else:
-        model.save_pretrained(path(role))
-        tok.save_pretrained(path(role))
+        return
+    model.save_pretrained(path(role))
+    for f in ("vocab.json", "merges.txt"):
+        with open(path("model", "tokenizer", f)) as a, open(path(role, f), "w") as b:
+            b.write(a.read())
+    with open(path(role, "preprocessor_config.json"), "w") as f:
+        json.dump(PREPROCESSOR, f, indent=1)
 
 
 if __name__ == "__main__":
@@ -254,6 +254,7 @@ if __name__ == "__main__":
     p.add_argument("role", choices=ROLES)
     p.add_argument("minutes", type=float)
     p.add_argument("--resume", action="store_true")
+    p.add_argument("--rate", type=float, default=2e-3, help="lower when resuming")
     o = p.parse_args()
-    torch.set_num_threads(2)
-    train(o.role, o.minutes, o.resume)
+    torch.set_num_threads(1)
+    train(o.role, o.minutes, o.resume, o.rate)
