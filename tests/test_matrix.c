@@ -207,3 +207,24 @@ Test(matrix, refuses_what_does_not_multiply)
     matrix_release(&m);
     free((void *)d.v.data);
 }
+
+/* Found by fuzzing: LAPACK loops for ever on infinities, which finite factors can make. */
+Test(matrix, truncation_of_what_overflows_is_refused)
+{
+    struct delta d;
+    struct matrix m, t;
+    struct err err;
+    double kept;
+    make(&d, HADA);
+    for (int i = 0; i < 2; i++) {
+        ((float *)d.f[i].a.data)[0] = 3e38f;
+        ((float *)d.f[i].b.data)[0] = 3e38f;
+    }
+    cr_assert_eq(matrix_load(&m, &d, "x", &err), 0);
+    cr_expect_eq(matrix_truncate(&t, &m, 2, &kept, NULL, &err), ERR_FORMAT);
+    cr_expect(strstr(err.msg, "too large"), "%s", err.msg);
+    matrix_release(&t);
+    matrix_release(&m);
+    factor_free(&d.f[0]);
+    factor_free(&d.f[1]);
+}

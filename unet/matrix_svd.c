@@ -105,6 +105,10 @@ static int svd(double *a, int m, int n, double **u, double **s, double **vt, str
 {
     int k = m < n ? m : n, lwork = -1, info = 0;
     double size = 0, *work = NULL;
+    *u = *s = *vt = NULL;
+    for (size_t i = 0; i < (size_t)m * (size_t)n; i++)
+        if (!isfinite(a[i])) /* LAPACK would not come back */
+            return err_set(err, ERR_FORMAT, "its values are too large to be multiplied");
     int *iwork = malloc(8 * (size_t)k * sizeof *iwork);
     *u = malloc((size_t)m * (size_t)k * sizeof **u);
     *s = malloc((size_t)k * sizeof **s);
