@@ -13,7 +13,7 @@ import styles  # noqa: E402
 from world import SIDE, article, concepts  # noqa: E402
 
 BLOB, PLAIN = "shapeless blob", "in plain style"
-THRESHOLD = .5  # of the share among all names, for every CLIP folder
+THRESHOLD = .4  # of the share among all names, for every CLIP folder
 APART = .3  # two things' squares overlap (intersection by union) by no more
 NAMES = [r[1] for r in concepts("core", "more", "held")]
 STYLES = list(styles.STYLES)
