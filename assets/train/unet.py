@@ -6,6 +6,7 @@ five minutes; sheets appear beside it every half hour. --core draws only the six
 beginning; --final anneals the rate to zero over HOURS.
 """
 import argparse
+import math
 import random
 import time
 
@@ -165,7 +166,7 @@ def worker(rank, o, team, unet, text, shadow):
         team.sum_gradients(rank)
         done, stop = team.control[1].item(), team.control[2].item()
         rate = o.rate * min(1, (step - first + 1) / 200)
-        opt.step(rate * (.5 + .5 * np.cos(np.pi * min(done, 1)) if o.final else 1))
+        opt.step(rate * (.5 + .5 * math.cos(math.pi * min(done, 1)) if o.final else 1))
         average.update(step)
         for p in team.params:
             p.grad = None
