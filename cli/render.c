@@ -60,7 +60,8 @@ static void make_options(struct option o[MAX_OPTIONS], struct given *g, struct r
         {"adapter", 'a', OPTION_LIST, &g->adapter, "REF[:STRENGTH]",
          "an adapter: a name, alias, id or hash of the repository, or a\n"
          "file; at its preferred strength, or 1; may be repeated.\n"
-         "Then ,key=value: unet= te= strengths apart, from= to= the steps\nit acts in",
+         "Then ,key=value: unet= te= strengths apart, from= to= the steps\nit acts in, "
+         "blocks=1/0.5/… 17 or 26 strengths as A1111's block\nweights order them",
          0, 0, NULL},
         {"triggers", 0, OPTION_FLAG, &d->triggers, NULL,
          "put the trigger words of adapters in front of the prompt where\nthey are missing", 0, 0,
@@ -353,6 +354,8 @@ static int open_adapter(struct render *d, int i, struct err *err)
                      "%s: %d of its %d weights do not fit this model (listed above); "
                      "--allow-partial uses the others",
                      ra->path, report.n, f->list.n);
+    if (rc == 0 && (rc = adapter_weigh(d->adapter[i], &d->model->sites, &ra->blocks, err)) < 0)
+        err_prefix(err, "-a %.80s", ra->ref);
     if (rc == 0 && d->verbose)
         tell_adapter(name, f, d->adapter[i]);
     bind_report_release(&report);

@@ -177,11 +177,15 @@ static int parse_double(const char *s, size_t n, double *out)
 static int set_key(struct request_adapter *a, const char *key, size_t nk, const char *value,
                    size_t nv, struct err *err)
 {
-    static const char *const later[] = {"blocks", "word", "box", "mask"};
+    static const char *const later[] = {"word", "box", "mask"};
     double v = 0;
     for (size_t i = 0; i < sizeof later / sizeof *later; i++)
         if (nk == strlen(later[i]) && !memcmp(key, later[i], nk))
             return err_set(err, ERR_ARG, "-a %.80s: %s= is not in this version", a->ref, later[i]);
+    if (nk == 6 && !memcmp(key, "blocks", 6)) {
+        int rc = lbw_parse(&a->blocks, value, nv, err);
+        return rc < 0 ? err_prefix(err, "-a %.80s", a->ref) : 0;
+    }
     bool number = parse_double(value, nv, &v) == 0;
     bool step = number && v == floor(v) && v >= 1 && v <= 1000;
     if (nk == 4 && !memcmp(key, "unet", 4) && number)
@@ -193,9 +197,10 @@ static int set_key(struct request_adapter *a, const char *key, size_t nk, const 
     else if (nk == 2 && !memcmp(key, "to", 2) && step)
         a->to = (int)v;
     else
-        return err_set(err, ERR_ARG,
-                       "-a %.80s: '%.*s' is not unet=NUMBER, te=NUMBER, from=STEP or to=STEP",
-                       a->ref, (int)(nk + nv + 1), key);
+        return err_set(
+            err, ERR_ARG,
+            "-a %.80s: '%.*s' is not unet=NUMBER, te=NUMBER, from=STEP, to=STEP or blocks=LIST",
+            a->ref, (int)(nk + nv + 1), key);
     return 0;
 }
 
@@ -416,6 +421,11 @@ static json_t *adapter_json(const struct request_adapter *a)
     json_t *j = json_pack("{s:s, s:s, s:s, s:f, s:f, s:i, s:i, s:b}", "ref", a->ref, "file",
                           a->path, "data_sha256", a->sha256, "unet", a->unet, "te", a->te, "from",
                           a->from, "to", a->to, "in_prompt", a->in_prompt);
+    json_t *blocks = a->blocks.n ? json_array() : NULL;
+    for (int i = 0; i < a->blocks.n; i++)
+        json_array_append_new(blocks, json_real((double)a->blocks.w[i]));
+    if (j && blocks)
+        json_object_set_new(j, "blocks", blocks);
     if (j && a->name && a->id &&
         json_object_update_new(j, json_pack("{s:s, s:s, s:s}", "name", a->name, "id", a->id,
                                             "file_sha256", a->file_sha256)) < 0) {
@@ -507,18 +517,35 @@ static int field_read(struct request *r, const struct field *f, const json_t *v,
     return 0;
 }
 
+static bool read_blocks(struct lbw *b, const json_t *list)
+{
+    size_t n = json_array_size(list);
+    if (n != 17 && n != LBW_BLOCKS)
+        return false;
+    for (size_t i = 0; i < n; i++) {
+        const json_t *v = json_array_get(list, i);
+        if (!json_is_number(v) || !isfinite((float)json_number_value(v)))
+            return false;
+        b->w[i] = (float)json_number_value(v);
+    }
+    b->n = (int)n;
+    return true;
+}
+
 static int adapter_read(struct request *r, json_t *v, struct err *err)
 {
     const char *ref = NULL, *file = NULL, *sha = NULL, *name = NULL, *id = NULL, *whole = "";
     struct request_adapter *a = add(r, err);
+    json_t *blocks = NULL;
     int in_prompt = 0;
     if (!a)
         return ERR_NOMEM;
-    if (json_unpack(v, "{s:s, s:s, s:s, s:F, s:F, s:i, s:i, s:b, s?s, s?s, s?s!}", "ref", &ref,
+    if (json_unpack(v, "{s:s, s:s, s:s, s:F, s:F, s:i, s:i, s:b, s?s, s?s, s?s, s?o!}", "ref", &ref,
                     "file", &file, "data_sha256", &sha, "unet", &a->unet, "te", &a->te, "from",
                     &a->from, "to", &a->to, "in_prompt", &in_prompt, "name", &name, "id", &id,
-                    "file_sha256", &whole) ||
-        !*sha || !is_hash(whole) || !is_hash(sha) || a->from < 0 || a->to < 0)
+                    "file_sha256", &whole, "blocks", &blocks) ||
+        (blocks && !read_blocks(&a->blocks, blocks)) || !*sha || !is_hash(whole) || !is_hash(sha) ||
+        a->from < 0 || a->to < 0)
         return err_set(err, ERR_FORMAT, "its weft chunk has a damaged adapter");
     a->in_prompt = in_prompt;
     strcpy(a->sha256, sha);

@@ -7,6 +7,7 @@
 #define WEFT_REQUEST_H
 
 #include "store/repo.h"
+#include "unet/lbw.h"
 #include "unet/prompt.h"
 
 #include <jansson.h>
@@ -20,7 +21,8 @@ struct request_adapter {
     char sha256[HASH_HEX]; /* of its tensor data; "" until known */
     double unet, te;
     int from, to;
-    bool in_prompt; /* the prompt itself names it */
+    struct lbw blocks; /* n 0: none */
+    bool in_prompt;    /* the prompt itself names it */
     /* Of one in the repository, else NULL and "": how it is called there. */
     char *name, *id;
     char file_sha256[HASH_HEX];

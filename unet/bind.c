@@ -228,8 +228,8 @@ void norm_values(const struct norm *g, float *gamma, float *beta)
 void norm_add(float *gamma, float *beta, int c, const struct bound *b, float strength)
 {
     for (int i = 0; i < c; i++) {
-        gamma[i] += b->norm[0] ? strength * b->norm[0][i] : 0;
-        beta[i] += b->norm[1] ? strength * b->norm[1][i] : 0;
+        gamma[i] += b->norm[0] ? strength * b->factor * b->norm[0][i] : 0;
+        beta[i] += b->norm[1] ? strength * b->factor * b->norm[1][i] : 0;
     }
 }
 
@@ -256,6 +256,20 @@ void adapter_free(struct adapter *a)
     free(a->at);
     free(a->name);
     free(a);
+}
+
+int adapter_weigh(struct adapter *a, const struct sites *sites, const struct lbw *b,
+                  struct err *err)
+{
+    if (b->n && (sites_find(sites, "unet.down_blocks.3.resnets.1.conv1") < 0 ||
+                 sites_find(sites, "unet.down_blocks.0.resnets.2.conv1") >= 0))
+        return err_set(err, ERR_MISMATCH,
+                       "block strengths are for models with the blocks of Stable "
+                       "Diffusion 1.x and 2.x, which this is not");
+    for (int i = 0; i < a->n_site; i++)
+        for (struct bound *p = a->at[i]; p; p = p->next)
+            p->factor = lbw_factor(b, sites->at[i].name);
+    return 0;
 }
 
 static size_t side_bytes(const struct side *a)
@@ -316,6 +330,7 @@ static int bind_item(struct adapter *a, const struct sites *sites, const struct 
     if (!b)
         return err_nomem(err, sizeof *b);
     b->d = it->d;
+    b->factor = 1;
     rc = bind_site(b, a->dev, &sites->at[s], fold, err);
     if (rc == 0) {
         b->next = a->at[s];

@@ -17,6 +17,7 @@
 
 #include "backend.h"
 #include "delta.h"
+#include "lbw.h"
 #include "loader.h"
 
 /* dW of one delta on one weight. Owns everything in it. */
@@ -56,6 +57,7 @@ struct bound {
     struct delta d;
     struct form form; /* empty when simple */
     struct side side; /* empty on norms */
+    float factor;     /* of its block; multiplies every strength */
     bool simple;      /* a plain product, which needs no form to act */
     float *norm[2];   /* at a norm: [c] added to gamma, to beta; NULL: nothing */
     struct bound *next;
@@ -85,6 +87,10 @@ int adapter_bind(struct adapter **out, struct device *dev, const struct sites *s
                  const struct delta_list *l, const char *name, bool fold,
                  struct bind_report *report, struct err *err);
 void adapter_free(struct adapter *a);
+/* Strengths block by block. ERR_MISMATCH when the model has not the blocks that they are for: four levels of
+ * two layers. */
+int adapter_weigh(struct adapter *a, const struct sites *sites, const struct lbw *b,
+                  struct err *err);
 /* Bytes its factors take once packed. */
 size_t adapter_bytes(const struct adapter *a);
 

@@ -86,7 +86,7 @@ static int fold_layer(struct fold *f, const struct site *site, int s, const stru
 {
     int rc = f->at[s] ? 0 : folded_new(&f->at[s], site->layer, err);
     for (const struct bound *b = a->at[s]; b && rc == 0; b = b->next)
-        rc = add_bound(f->at[s], site->layer, b, strength, err);
+        rc = add_bound(f->at[s], site->layer, b, strength * b->factor, err);
     return rc;
 }
 

@@ -197,7 +197,8 @@ static void add_gains(struct run *r, struct tensor *y, const struct tensor *h, i
         struct tensor ys = tensor_rows(y, br->row0, br->row1 - br->row0);
         struct tensor hs = tensor_rows(h, br->row0, br->row1 - br->row0);
         if (live(r))
-            r->dev->be->gain(r->dev, &ys, &hs, br->strength, b->side.gain, b->side.shift, &r->err);
+            r->dev->be->gain(r->dev, &ys, &hs, br->strength * b->factor, b->side.gain,
+                             b->side.shift, &r->err);
     }
 }
 
@@ -242,7 +243,7 @@ void op_layer(struct run *r, struct tensor *y, const struct layer *l, const stru
         const struct branch *br = &r->branch[i];
         struct tensor xs = tensor_rows(x, br->row0, br->row1 - br->row0);
         struct tensor ys = tensor_rows(y, br->row0, br->row1 - br->row0);
-        double s = (double)br->strength * b->side.scale;
+        double s = (double)br->strength * b->factor * b->side.scale;
         if (b->side.down.out)
             chain(r, &ys, &b->side.down, &b->side.up, &xs, s);
         if (b->side.up2.out)
