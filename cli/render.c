@@ -195,16 +195,23 @@ static int apply(struct request *r, const struct given *g, struct err *err)
     return rc < 0 ? rc : request_check(r, err);
 }
 
-/* The settings that a picture remembers. */
-static int read_like(struct request *r, const char *path, struct err *err)
+/* The settings that a picture remembers. *ours: weft made it, and the adapters of its prompt are with it. */
+static int read_like(struct request *r, const char *path, bool *ours, struct err *err)
 {
     struct image im = {0};
     struct image_texts texts = {0};
     int rc = image_read_png(path, &im, &texts, err);
     if (rc == 0) {
         const char *chunk = image_text_find(&texts, "weft");
-        rc = chunk ? request_from_json(r, chunk, err)
-                   : err_set(err, ERR_FORMAT, "no weft chunk in it; weft did not make it");
+        const char *other = image_text_find(&texts, "parameters");
+        char *note = NULL;
+        *ours = chunk != NULL;
+        rc = chunk   ? request_from_json(r, chunk, err)
+             : other ? request_from_parameters(r, other, &note, err)
+                     : err_set(err, ERR_FORMAT, "says nothing of how it was made");
+        if (note)
+            fprintf(stderr, "weft: %s: not followed: %s\n", path, note);
+        free(note);
         if (rc < 0)
             err_prefix(err, "%s", path);
     }
@@ -248,14 +255,15 @@ static int parse(struct render *d, int argc, char **argv, struct err *err)
         rc = err_set(err, ERR_ARG, "one prompt, please, in quotes; '%.60s' is a second", rest[1]);
     if (rc == 0 && n == 0 && !d->like)
         rc = err_set(err, ERR_ARG, "no prompt; an empty one is written \"\"");
+    rc = rc < 0 ? rc : open_repo(d, err);
     if (rc == 0) {
+        bool ours = true;
         g.prompt = n ? rest[0] : NULL;
-        rc = d->like ? read_like(&d->r, d->like, err) : 0;
-        d->named = !g.prompt;
+        rc = d->like ? read_like(&d->r, d->like, &ours, err) : 0;
+        d->named = !g.prompt && ours;
         if (!d->like && !g.has_seed)
             d->r.seed = fresh_seed();
     }
-    rc = rc < 0 ? rc : open_repo(d, err);
     rc = rc < 0 ? rc : apply(&d->r, &g, err);
     if (rc == 0 && !d->r.prompt)
         rc = request_set(&d->r.prompt, "", err);

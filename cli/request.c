@@ -614,15 +614,25 @@ int request_from_json(struct request *r, const char *text, struct err *err)
 /* ---- A1111's text ---------------------------------------------------------------------------- */
 
 /* Names in A1111's menus. */
+static const char *const a1111_samplers[][2] = {
+    {"ddim", "DDIM"}, {"pndm", "PLMS"},         {"euler", "Euler"}, {"euler_a", "Euler a"},
+    {"heun", "Heun"}, {"dpmpp_2m", "DPM++ 2M"}, {"unipc", "UniPC"}, {"lcm", "LCM"}};
+#define N_A1111 (sizeof a1111_samplers / sizeof *a1111_samplers)
+
 static const char *a1111_sampler(const char *name)
 {
-    static const char *const table[][2] = {
-        {"ddim", "DDIM"}, {"pndm", "PLMS"},         {"euler", "Euler"}, {"euler_a", "Euler a"},
-        {"heun", "Heun"}, {"dpmpp_2m", "DPM++ 2M"}, {"unipc", "UniPC"}, {"lcm", "LCM"}};
-    for (size_t i = 0; i < sizeof table / sizeof *table; i++)
-        if (!strcmp(table[i][0], name))
-            return table[i][1];
+    for (size_t i = 0; i < N_A1111; i++)
+        if (!strcmp(name, a1111_samplers[i][0]))
+            return a1111_samplers[i][1];
     return name;
+}
+
+const char *request_sampler_of(const char *a1111, size_t len)
+{
+    for (size_t i = 0; i < N_A1111; i++)
+        if (strlen(a1111_samplers[i][1]) == len && !memcmp(a1111, a1111_samplers[i][1], len))
+            return a1111_samplers[i][0];
+    return NULL;
 }
 
 /* A value as A1111 writes it: in JSON's quotes where it holds a sign that ends values. */

@@ -101,6 +101,12 @@ int request_triggers(struct request *r, const struct prompt *p, bool add, bool *
  * there and in range, and none besides. */
 char *request_to_json(const struct request *r, struct err *err);
 int request_from_json(struct request *r, const char *text, struct err *err);
+/* request_a1111.c: from the `parameters` text of another program's picture. The prompt's <lora:…> names become
+ * those of the repository, found by hash; what is not there is ERR_MISMATCH, naming all. *note: settings
+ * that weft does not follow, or NULL; the caller frees it. */
+int request_from_parameters(struct request *r, const char *text, char **note, struct err *err);
+/* Our name of A1111's sampler, or NULL. */
+const char *request_sampler_of(const char *a1111, size_t len);
 /* A1111's `parameters` text. */
 char *request_to_parameters(const struct request *r, const char *model_name,
                             const char *sampler_name, struct err *err);

@@ -105,3 +105,51 @@ Test(cli_which, finds_adapters_by_hash_then_name)
     free(hash);
     shell_close(&s);
 }
+
+/* --like on another program's picture is the same as all its settings by hand. */
+Test(cli_which, like_anothers_picture)
+{
+    static const char *const model = "tests/golden/data/tiny-sd1";
+    struct shell s;
+    struct image a = {0}, b = {0};
+    char text[600];
+    struct err err;
+    shell_open(&s);
+    setenv("WEFT_HOME", in(&s, "home"), 1);
+    weft(&s, "add", LORA, NULL);
+    weft(&s, "tag", "lora-kohya", "--rename", "mine", NULL);
+    weft(&s, "show", "mine", "--json", NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    json_t *j = json_loads(s.out, JSON_DISABLE_EOF_CHECK, NULL);
+    snprintf(
+        text, sizeof text,
+        "a cat <lora:theirs:0.7>\nNegative prompt: bad\nSteps: 3, Sampler: DPM++ 2M Karras, CFG "
+        "scale: 4, Seed: 9, Size: 64x64, Clip skip: 1, Hires upscale: 2, Lora hashes: "
+        "\"theirs: %s\"",
+        json_string_value(json_object_get(j, "autov3")));
+    json_decref(j);
+    picture(in(&s, "in.png"), text);
+    weft(&s, "render", "--like", in(&s, "in.png"), "--model", model, "-o", in(&s, "a.png"), NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    cr_expect(strstr(s.err, "not followed: Hires upscale: 2"), "%s", s.err);
+    weft(&s, "render", "a cat <lora:mine:0.7>", "-n", "bad", "--steps", "3", "--sampler",
+         "dpmpp_2m", "--schedule", "karras", "--cfg", "4", "--seed", "9", "--size", "64x64",
+         "--rng", "philox", "--model", model, "-o", in(&s, "b.png"), NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    cr_assert_eq(image_read_png(in(&s, "a.png"), &a, NULL, &err), 0, "%s", err.msg);
+    cr_assert_eq(image_read_png(in(&s, "b.png"), &b, NULL, &err), 0, "%s", err.msg);
+    cr_assert_eq(a.w, b.w);
+    cr_expect_arr_eq(a.rgb, b.rgb, (size_t)(3 * a.w * a.h));
+    image_release(&a);
+    image_release(&b);
+
+    picture(in(&s, "in.png"), "a <lora:x:1> <lora:y:1>\nSteps: 3, Seed: 9, Size: 64x64");
+    weft(&s, "render", "--like", in(&s, "in.png"), "--model", model, "-o", in(&s, "c.png"), NULL);
+    cr_expect_eq(s.code, 1);
+    cr_expect(strstr(s.err, "not in the repository: x, y"), "%s", s.err);
+    picture(in(&s, "in.png"), "a\nSteps: 3, Seed: 9, Size: 64x64, Sampler: Restart");
+    weft(&s, "render", "--like", in(&s, "in.png"), "--model", model, "-o", in(&s, "c.png"), NULL);
+    cr_expect_eq(s.code, 1);
+    cr_expect(strstr(s.err, "'Restart'"), "%s", s.err);
+    shell_close(&s);
+}
