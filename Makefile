@@ -76,12 +76,15 @@ $(B)/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	$(CC) $(DEFINES) $(FLAGS) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
 
-# The repository's schema as bytes of a C array.
+# The repository's schema and the catalog's page as bytes of C arrays.
 $(B)/store/schema.inc: store/schema.sql
+$(B)/cli/catalog.inc: cli/catalog.html
+$(B)/store/schema.inc $(B)/cli/catalog.inc:
 	@mkdir -p $(@D)
-	od -An -v -tu1 $< | sed 's/[0-9][0-9]*/&,/g' >$@.new && mv $@.new $@
+	od -An -v -td1 $< | sed 's/-*[0-9][0-9]*/&,/g' >$@.new && mv $@.new $@
 $(B)/store/db.o: $(B)/store/schema.inc
-$(B)/store/db.o: FLAGS += -I$(B)
+$(B)/cli/catalog.o: $(B)/cli/catalog.inc
+$(B)/store/db.o $(B)/cli/catalog.o: FLAGS += -I$(B)
 
 -include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_OBJ:.o=.d)
 
