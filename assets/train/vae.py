@@ -1,8 +1,9 @@
-"""The autoencoder: f = 4, four channels. python vae.py MINUTES
+"""The autoencoder: f = 4, four channels. python vae.py MINUTES [--decoder]
 
 Trained on scenes of the learnt things, and on shapes, lines and dots of chance, so that it can also hold
 pictures that it never saw (adapters' things and styles). Afterwards the latents' mean and deviation are
-folded into the 1x1 convolutions: scaling_factor is 1 and every channel is about N(0, 1).
+folded into the 1x1 convolutions: scaling_factor is 1 and every channel is about N(0, 1). --decoder trains
+the decoder of the present one further and leaves its latents what they are.
 """
 import random
 import sys
@@ -66,9 +67,8 @@ def slopes(x):
     return x[:, :, 1:] - x[:, :, :-1], x[:, :, :, 1:] - x[:, :, :, :-1]
 
 
-def loss_of(vae, x):
-    d = vae.encode(x).latent_dist
-    y = vae.decode(d.mean + d.std * torch.randn_like(d.mean)).sample
+def distance(x, y):
+    """Loss and mean square: values, slopes, and both at half and quarter size."""
     l1 = (x - y).abs().mean()
     edge = sum((a - b).abs().mean() for a, b in zip(slopes(x), slopes(y)))
     a, b, coarse = x, y, 0
@@ -76,8 +76,22 @@ def loss_of(vae, x):
         a, b = torch.nn.functional.avg_pool2d(a, 2), torch.nn.functional.avg_pool2d(b, 2)
         coarse = coarse + (a - b).abs().mean()
     square = ((x - y) ** 2).mean()
-    kl = .5 * (d.mean ** 2 + d.var - 1 - d.logvar).mean()
-    return l1 + edge + .5 * coarse + square + KL * kl, square
+    return l1 + edge + .5 * coarse + square, square
+
+
+def whole_loss(vae, x):
+    d = vae.encode(x).latent_dist
+    loss, square = distance(x, vae.decode(d.mean + d.std * torch.randn_like(d.mean)).sample)
+    return loss + KL * .5 * (d.mean ** 2 + d.var - 1 - d.logvar).mean(), square
+
+
+def decoder_loss(vae, x):
+    """The encoder stays, and so the space that the denoiser knows. Latents are a little off, as a
+    denoiser's are."""
+    with torch.no_grad():
+        z = vae.encode(x).latent_dist.mean
+        z = z + .12 * torch.rand(len(z), 1, 1, 1) * torch.randn_like(z)
+    return distance(x, vae.decode(z).sample)
 
 
 @torch.no_grad()
@@ -93,15 +107,9 @@ def fold(vae, x):
     p.weight *= sd[None, :, None, None]
 
 
-def main():
-    minutes, began, rate = float(sys.argv[1]), time.time(), 2e-3
-    torch.manual_seed(0)
-    torch.set_num_threads(2)
-    world = World(11)
-    vae = AutoencoderKL(**CONFIG).to(memory_format=torch.channels_last)
-    print("parameters", count(vae), flush=True)
-    opt = torch.optim.AdamW(vae.parameters(), rate, betas=(.9, .99), weight_decay=1e-4)
-    average, step, psnr = Average(vae.parameters(), .998), 0, []
+def train(vae, params, loss_of, minutes, rate, world):
+    opt = torch.optim.AdamW(params, rate, betas=(.9, .99), weight_decay=1e-4)
+    average, step, psnr, began = Average(params, .998), 0, [], time.time()
     while (f := (time.time() - began) / 60 / minutes) < 1:
         whole = f > .8
         x = batch(world, 5 if whole else 20, 128 if whole else 64)
@@ -110,7 +118,7 @@ def main():
         loss, square = loss_of(vae, x)
         opt.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
         opt.step()
         average.update(step)
         step += 1
@@ -119,9 +127,23 @@ def main():
             print(f"{step} {time.time() - began:.0f}s psnr={np.mean(psnr):.2f}", flush=True)
             psnr = []
     average.swap()
-    vae.eval()
-    fold(vae, pixels([world.sample()[0] for _ in range(256)]))
-    vae.save_pretrained(path("model", "vae") )
+
+
+def main():
+    minutes, decoder = float(sys.argv[1]), sys.argv[2:] == ["--decoder"]
+    torch.manual_seed(0)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+    world = World(11)
+    if decoder:
+        vae = AutoencoderKL.from_pretrained(path("model", "vae"), torch_dtype=torch.float32)
+        params = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+        report(vae)
+        train(vae, params, decoder_loss, minutes, 1e-3, world)
+    else:
+        vae = AutoencoderKL(**CONFIG).to(memory_format=torch.channels_last)
+        train(vae, list(vae.parameters()), whole_loss, minutes, 2e-3, world)
+        fold(vae.eval(), pixels([world.sample()[0] for _ in range(256)]))
+    vae.eval().save_pretrained(path("model", "vae"))
     report(vae)
 
 
