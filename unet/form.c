@@ -150,55 +150,72 @@ static int bind_bias(struct form *f, const struct delta *d, const struct layer *
     return rc;
 }
 
-/* extra = (W a1) a2; a1 and a2 act on the in channels, each tap by itself. */
-static int bind_glora(struct form *f, const struct delta *d, const struct layer *l, struct err *err)
+/* u [r] = one tap of W's row w, times a1 [in, r]. */
+static void through_a1(float *u, const float *w, const struct wide *a, size_t taps, size_t tap)
 {
-    struct matrix a;
-    float *w = NULL;
-    int rc = matrix_load_factor(&a, &d->f[1], l->name, err);
-    size_t in = (size_t)l->in, r = rc == 0 ? (size_t)a.f[0].rank : 0;
+    size_t r = (size_t)a->rank;
+    memset(u, 0, r * sizeof *u);
+    for (size_t c = 0; c < (size_t)a->rows; c++)
+        for (size_t k = 0; k < r; k++)
+            u[k] += w[c * taps + tap] * a->a[c * r + k];
+}
 
-    if (rc == 0 && (r == 0 || a.rows != l->in || a.cols != in))
-        rc = misfit(l, a.rows, a.cols, err);
-    if (rc == 0 && f->taps > 1) { /* as one dense matrix: (W a1) keeps its taps */
-        rc = floats_new(&f->dense, (size_t)l->out * f->inner, err);
-        rc = rc < 0 ? rc : floats_new(&w, f->inner + r, err);
-        for (int i = 0; i < l->out && rc == 0; i++) {
-            float *o = f->dense + (size_t)i * f->inner, *u = w + f->inner;
-            weight_row(l, f->inner, i, w);
-            for (size_t t = 0; t < (size_t)f->taps; t++) {
-                for (size_t k = 0; k < r; k++) {
-                    u[k] = 0;
-                    for (size_t c = 0; c < in; c++)
-                        u[k] += w[c * (size_t)f->taps + t] * a.f[0].a[c * r + k];
-                }
-                for (size_t c = 0; c < in; c++) {
-                    float s = 0;
-                    for (size_t k = 0; k < r; k++)
-                        s += u[k] * a.f[0].b[k * in + c];
-                    o[c * (size_t)f->taps + t] = d->scale * s;
-                }
-            }
-        }
-    } else if (rc == 0) {
-        f->extra =
-            (struct matrix){.kind = DELTA_PRODUCT, .rows = l->out, .cols = in, .scale = d->scale};
-        f->extra.f[0] = (struct wide){.rows = l->out, .rank = (int)r, .cols = in, .b = a.f[0].b};
-        a.f[0].b = NULL;
-        rc = floats_new(&f->extra.f[0].a, (size_t)l->out * r, err);
-        rc = rc < 0 ? rc : floats_new(&w, in, err);
-        for (int i = 0; i < l->out && rc == 0; i++) {
-            weight_row(l, in, i, w);
-            for (size_t k = 0; k < r; k++) {
+/* Of a kernel: (W a1) a2 as one dense matrix, each tap by itself. buf [inner + r] */
+static int glora_taps(struct form *f, const struct layer *l, const struct wide *a, float scale,
+                      float *buf, struct err *err)
+{
+    size_t in = a->cols, r = (size_t)a->rank, taps = (size_t)f->taps;
+    float *u = buf + f->inner;
+    int rc = floats_new(&f->dense, (size_t)l->out * f->inner, err);
+    for (int i = 0; i < l->out && rc == 0; i++) {
+        float *o = f->dense + (size_t)i * f->inner;
+        weight_row(l, f->inner, i, buf);
+        for (size_t t = 0; t < taps; t++) {
+            through_a1(u, buf, a, taps, t);
+            for (size_t c = 0; c < in; c++) {
                 float s = 0;
-                for (size_t c = 0; c < in; c++)
-                    s += w[c] * a.f[0].a[c * r + k];
-                f->extra.f[0].a[(size_t)i * r + k] = s;
+                for (size_t k = 0; k < r; k++)
+                    s += u[k] * a->b[k * in + c];
+                o[c * taps + t] = scale * s;
             }
         }
     }
-    free(w);
-    matrix_release(&a);
+    return rc;
+}
+
+/* Else as a product: (W a1) and a2, which is taken from a. buf [inner] */
+static int glora_product(struct form *f, const struct layer *l, struct wide *a, float scale,
+                         float *buf, struct err *err)
+{
+    struct wide *w = &f->extra.f[0];
+    f->extra =
+        (struct matrix){.kind = DELTA_PRODUCT, .rows = l->out, .cols = a->cols, .scale = scale};
+    *w = (struct wide){.rows = l->out, .rank = a->rank, .cols = a->cols, .b = a->b};
+    a->b = NULL;
+    int rc = floats_new(&w->a, (size_t)l->out * (size_t)a->rank, err);
+    for (int i = 0; i < l->out && rc == 0; i++) {
+        weight_row(l, f->inner, i, buf);
+        through_a1(w->a + (size_t)i * (size_t)a->rank, buf, a, 1, 0);
+    }
+    return rc;
+}
+
+/* (W a1) a2; a1 and a2 act on the in channels. */
+static int bind_glora(struct form *f, const struct delta *d, const struct layer *l, struct err *err)
+{
+    struct matrix m;
+    struct wide *a = &m.f[0];
+    float *buf = NULL;
+    int rc = matrix_load_factor(&m, &d->f[1], l->name, err);
+    if (rc == 0 && (a->rank == 0 || m.rows != l->in || m.cols != (size_t)l->in))
+        rc = misfit(l, m.rows, m.cols, err);
+    rc = rc < 0 ? rc : floats_new(&buf, f->inner + (size_t)a->rank, err);
+    if (rc == 0 && f->taps > 1)
+        rc = glora_taps(f, l, a, d->scale, buf, err);
+    else if (rc == 0)
+        rc = glora_product(f, l, a, d->scale, buf, err);
+    free(buf);
+    matrix_release(&m);
     return rc;
 }
 
