@@ -162,7 +162,7 @@ def worker(rank, o, team, unet, text, shadow):
         each.mean().backward()
         if rank == 0:
             f = (time.time() - began) / 3600 / o.hours
-            team.control[1], team.control[2] = f, f >= 1
+            team.control[0], team.control[1], team.control[2] = step + 1, f, f >= 1
         team.sum_gradients(rank)
         done, stop = team.control[1].item(), team.control[2].item()
         rate = o.rate * min(1, (step - first + 1) / 200)
