@@ -11,8 +11,9 @@ struct add {
 
 #define MAX_OPTIONS 6
 
-static void make_options(struct option o[MAX_OPTIONS], struct add *c)
+static void make_options(struct option *o, void *target)
 {
+    struct add *c = target;
     const struct option table[] = {
         {"copy", 0, OPTION_FLAG, &c->copy, NULL,
          "keep a copy of our own; without it files are used where they lie", 0, 0, NULL},
@@ -22,21 +23,6 @@ static void make_options(struct option o[MAX_OPTIONS], struct add *c)
         {.name = NULL},
     };
     memcpy(o, table, sizeof table);
-}
-
-static void help(const struct command *self)
-{
-    struct add c;
-    struct option o[MAX_OPTIONS];
-    (void)self;
-    make_options(o, &c);
-    options_help(o);
-    puts("\nFolders are searched with all that is in them, and looked through again by weft sync.\n"
-         "Each file is read once; one of the same size and time as before is not read again. A "
-         "file\n"
-         "that cannot be taken is named with the reason and does not stop the others; the exit "
-         "code\n"
-         "is 1 when none could be taken.");
 }
 
 void shelf_event(void *user, const struct repo_event *e)
@@ -92,5 +78,13 @@ const struct command command_add = {
     .usage = "weft add FILE|DIR... [--copy]",
     .about = "take adapters into the repository",
     .run = run,
-    .help = help,
+    .options = make_options,
+    .size = sizeof(struct add),
+    .more =
+        "Folders are searched with all that is in them, and looked through again by weft sync.\n"
+        "Each file is read once; one of the same size and time as before is not read again. A "
+        "file\n"
+        "that cannot be taken is named with the reason and does not stop the others; the exit "
+        "code\n"
+        "is 1 when none could be taken.",
 };

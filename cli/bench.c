@@ -269,8 +269,9 @@ static int bench_picture(struct bench *b, struct err *err)
 
 #define MAX_OPTIONS 10
 
-static void make_options(struct option o[MAX_OPTIONS], struct bench *b)
+static void make_options(struct option *o, void *target)
 {
+    struct bench *b = target;
     const struct option table[] = {
         {"model", 'm', OPTION_TEXT, &b->model, "DIR", "default: the demo model", 0, 0, NULL},
         {"threads", 't', OPTION_INT, &b->threads, "N", "default: all processors", 1, 1024, NULL},
@@ -281,17 +282,6 @@ static void make_options(struct option o[MAX_OPTIONS], struct bench *b)
         {.name = NULL},
     };
     memcpy(o, table, sizeof table);
-}
-
-static void help(const struct command *self)
-{
-    struct bench b;
-    struct option o[MAX_OPTIONS];
-    (void)self;
-    make_options(o, &b);
-    options_help(o);
-    puts("\nTimes are the best of a few; compare figures of one run only.");
-    bench_store_help();
 }
 
 static int run(const struct command *self, int argc, char **argv)
@@ -335,5 +325,8 @@ const struct command command_bench = {
     .usage = "weft bench [store] [options]",
     .about = "what this machine does, beside its limits",
     .run = run,
-    .help = help,
+    .options = make_options,
+    .size = sizeof(struct bench),
+    .more = "Times are the best of a few; compare figures of one run only.",
+    .help = bench_store_help,
 };

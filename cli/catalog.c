@@ -27,8 +27,9 @@ struct catalog {
 
 #define MAX_OPTIONS 5
 
-static void make_options(struct option o[MAX_OPTIONS], struct catalog *c)
+static void make_options(struct option *o, void *target)
 {
+    struct catalog *c = target;
     const struct option table[] = {
         {"output", 'o', OPTION_TEXT, &c->out, "DIR",
          "the folder to write; made when it is not there", 0, 0, NULL},
@@ -36,18 +37,6 @@ static void make_options(struct option o[MAX_OPTIONS], struct catalog *c)
         {.name = NULL},
     };
     memcpy(o, table, sizeof table);
-}
-
-static void help(const struct command *self)
-{
-    struct catalog c;
-    struct option o[MAX_OPTIONS];
-    (void)self;
-    make_options(o, &c);
-    options_help(o);
-    puts("\nOpen DIR/index.html in a browser: thumbnails, triggers, bases, strengths, twins, and a "
-         "box "
-         "to\nsearch them. Pictures are those that lie beside the adapters' files.");
 }
 
 /* ---- thumbnails ------------------------------------------------------------------------------ */
@@ -189,5 +178,10 @@ const struct command command_catalog = {
     .usage = "weft catalog -o DIR",
     .about = "a page of all adapters, to look at in a browser",
     .run = run,
-    .help = help,
+    .options = make_options,
+    .size = sizeof(struct catalog),
+    .more =
+        "Open DIR/index.html in a browser: thumbnails, triggers, bases, strengths, twins, and a "
+        "box "
+        "to\nsearch them. Pictures are those that lie beside the adapters' files.",
 };

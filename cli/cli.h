@@ -31,6 +31,7 @@ struct option_list {
     int n;
 };
 
+#define OPTIONS_MAX 40 /* in one command's table, with its end */
 struct option {
     const char *name; /* without "--" */
     char letter;      /* or 0 */
@@ -53,7 +54,12 @@ struct command {
     const char *usage; /* "weft render PROMPT [options]" */
     const char *about; /* one line */
     int (*run)(const struct command *self, int argc, char **argv);
-    void (*help)(const struct command *self);
+    /* For `weft help`: fills in o [at most OPTIONS_MAX] with where the values go in a struct of that size;
+     * and what is said below the options. NULL: none. */
+    void (*options)(struct option *o, void *target);
+    size_t size;
+    const char *more;
+    void (*help)(void); /* prints what follows, of one that has more to say; or NULL */
 };
 extern const struct command command_render, command_score, command_bench, command_help, command_add,
     command_sync, command_list, command_show, command_tag, command_rm, command_gc, command_verify,

@@ -17,8 +17,9 @@ struct combine {
 
 #define MAX_OPTIONS 7
 
-static void make_options(struct option o[MAX_OPTIONS], struct combine *c)
+static void make_options(struct option *o, void *target)
 {
+    struct combine *c = target;
     const struct option table[] = {
         {"output", 'o', OPTION_TEXT, &c->out, "FILE", "the new file", 0, 0, NULL},
         {"rank", 0, OPTION_INT, &c->rank, "N",
@@ -31,17 +32,6 @@ static void make_options(struct option o[MAX_OPTIONS], struct combine *c)
         {.name = NULL},
     };
     memcpy(o, table, sizeof table);
-}
-
-static void help(const struct command *self)
-{
-    struct combine c;
-    struct option o[MAX_OPTIONS];
-    (void)self;
-    make_options(o, &c);
-    options_help(o);
-    puts("\nREF:STRENGTH names each; the sum is of their changes of the weights, not of their "
-         "factors, so\nranks may differ and strengths may be negative.");
 }
 
 /* A REF is taken whole first, else what stands behind its last ":" is the strength. */
@@ -145,5 +135,8 @@ const struct command command_combine = {
     .usage = "weft combine A:0.7 B:0.5... -o FILE",
     .about = "one adapter that does what several do, exactly",
     .run = run,
-    .help = help,
+    .options = make_options,
+    .size = sizeof(struct combine),
+    .more = "REF:STRENGTH names each; the sum is of their changes of the weights, not of their "
+            "factors, so\nranks may differ and strengths may be negative.",
 };

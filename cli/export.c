@@ -13,8 +13,9 @@ struct export
 
 #define MAX_OPTIONS 6
 
-static void make_options(struct option o[MAX_OPTIONS], struct export *c)
+static void make_options(struct option *o, void *target)
 {
+    struct export *c = target;
     const struct option table[] = {
         {"output", 'o', OPTION_TEXT, &c->out, "FILE",
          "where to; a folder for one with a PEFT config", 0, 0, NULL},
@@ -25,18 +26,6 @@ static void make_options(struct option o[MAX_OPTIONS], struct export *c)
         {.name = NULL},
     };
     memcpy(o, table, sizeof table);
-}
-
-static void help(const struct command *self)
-{
-    struct export c;
-    struct option o[MAX_OPTIONS];
-    (void)self;
-    make_options(o, &c);
-    options_help(o);
-    puts(
-        "\nThe file is written byte by byte as it was added, or not at all. In another style every "
-        "value\nstays what it is; what a style cannot hold is refused.");
 }
 
 static int convert(struct export *c, struct err *err)
@@ -90,5 +79,9 @@ const struct command command_export = {
     .usage = "weft export NAME -o FILE",
     .about = "an adapter's file, as it was added",
     .run = run,
-    .help = help,
+    .options = make_options,
+    .size = sizeof(struct export),
+    .more =
+        "The file is written byte by byte as it was added, or not at all. In another style every "
+        "value\nstays what it is; what a style cannot hold is refused.",
 };

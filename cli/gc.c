@@ -11,24 +11,15 @@ struct gc {
 
 #define MAX_OPTIONS 5
 
-static void make_options(struct option o[MAX_OPTIONS], struct gc *c)
+static void make_options(struct option *o, void *target)
 {
+    struct gc *c = target;
     const struct option table[] = {
         {"dry-run", 0, OPTION_FLAG, &c->dry, NULL, "only say which", 0, 0, NULL},
         SHELF_OPTIONS(&c->s),
         {.name = NULL},
     };
     memcpy(o, table, sizeof table);
-}
-
-static void help(const struct command *self)
-{
-    struct gc c;
-    struct option o[MAX_OPTIONS];
-    (void)self;
-    make_options(o, &c);
-    options_help(o);
-    puts("\nOnly files inside the repository's own folder are ever removed.");
 }
 
 static int run(const struct command *self, int argc, char **argv)
@@ -60,5 +51,7 @@ const struct command command_gc = {
     .usage = "weft gc [--dry-run]",
     .about = "remove copies that no adapter needs",
     .run = run,
-    .help = help,
+    .options = make_options,
+    .size = sizeof(struct gc),
+    .more = "Only files inside the repository's own folder are ever removed.",
 };

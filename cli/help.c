@@ -2,7 +2,24 @@
 #include "cli.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+
+static int explain(const struct command *c)
+{
+    struct option o[OPTIONS_MAX];
+    void *target = c->options ? calloc(1, c->size) : NULL;
+    if (target) {
+        c->options(o, target);
+        options_help(o);
+    }
+    free(target);
+    if (c->more)
+        printf("\n%s\n", c->more);
+    if (c->help)
+        c->help();
+    return EXIT_DONE;
+}
 
 static int run(const struct command *self, int argc, char **argv)
 {
@@ -17,9 +34,7 @@ static int run(const struct command *self, int argc, char **argv)
     for (int i = 0; commands[i]; i++)
         if (!strcmp(argv[1], commands[i]->name)) {
             printf("%s\n\n%s\n", commands[i]->usage, commands[i]->about);
-            if (commands[i]->help)
-                commands[i]->help(commands[i]);
-            return EXIT_DONE;
+            return explain(commands[i]);
         }
     fprintf(stderr, "weft: no command '%.80s'; `weft help` lists them\n", argv[1]);
     return EXIT_USAGE;

@@ -16,8 +16,9 @@ struct list {
 #define SHOWN       500 /* lines for a person; more are counted */
 #define MAX_OPTIONS 14
 
-static void make_options(struct option o[MAX_OPTIONS], struct list *c)
+static void make_options(struct option *o, void *target)
 {
+    struct list *c = target;
     const struct option table[] = {
         {"tag", 0, OPTION_TEXT, &c->f.tag, "TAG", "only those with this tag", 0, 0, NULL},
         {"base", 0, OPTION_TEXT, &c->f.base, "NAME", "sd1, sd2, sdxl …, unknown", 0, 0, NULL},
@@ -36,15 +37,6 @@ static void make_options(struct option o[MAX_OPTIONS], struct list *c)
         {.name = NULL},
     };
     memcpy(o, table, sizeof table);
-}
-
-static void help(const struct command *self)
-{
-    struct list c;
-    struct option o[MAX_OPTIONS];
-    (void)self;
-    make_options(o, &c);
-    options_help(o);
 }
 
 static int each(void *user, const struct repo_adapter *a)
@@ -100,5 +92,6 @@ const struct command command_list = {
     .usage = "weft list [options]",
     .about = "what is in the repository",
     .run = run,
-    .help = help,
+    .options = make_options,
+    .size = sizeof(struct list),
 };

@@ -16,8 +16,9 @@ struct models {
 
 #define MAX_OPTIONS 5
 
-static void make_options(struct option o[MAX_OPTIONS], struct models *c)
+static void make_options(struct option *o, void *target)
 {
+    struct models *c = target;
     const struct option table[] = {
         {"name", 0, OPTION_TEXT, &c->name, "NAME", "add: how to call it; default: its folder's", 0,
          0, NULL},
@@ -25,21 +26,6 @@ static void make_options(struct option o[MAX_OPTIONS], struct models *c)
         {.name = NULL},
     };
     memcpy(o, table, sizeof table);
-}
-
-static void help(const struct command *self)
-{
-    struct models c;
-    struct option o[MAX_OPTIONS];
-    (void)self;
-    make_options(o, &c);
-    options_help(o);
-    puts("\n  weft model add DIR      a folder in diffusers' layout; it stays where it is\n"
-         "  weft model list         what is known\n"
-         "  weft model show NAME    one of them\n"
-         "  weft model verify       whether each is still what was added\n"
-         "  weft model rm NAME      forget it; the folder stays\n\n"
-         "weft render --model NAME then uses it, and weft list --for NAME shows what fits it.");
 }
 
 /* Reads a folder's weights for their fingerprint. */
@@ -179,5 +165,12 @@ const struct command command_model = {
     .usage = "weft model add|list|show|verify|rm",
     .about = "the base models that are known",
     .run = run,
-    .help = help,
+    .options = make_options,
+    .size = sizeof(struct models),
+    .more = "  weft model add DIR      a folder in diffusers' layout; it stays where it is\n"
+            "  weft model list         what is known\n"
+            "  weft model show NAME    one of them\n"
+            "  weft model verify       whether each is still what was added\n"
+            "  weft model rm NAME      forget it; the folder stays\n\n"
+            "weft render --model NAME then uses it, and weft list --for NAME shows what fits it.",
 };

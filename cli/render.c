@@ -134,12 +134,11 @@ static void make_options(struct option o[MAX_OPTIONS], struct given *g, struct r
     memcpy(o, table, sizeof table);
 }
 
-static void help(const struct command *self)
+static void help(void)
 {
     struct given g;
     struct render d;
     struct option o[MAX_OPTIONS];
-    (void)self;
     make_options(o, &g, &d);
     options_help(o);
     puts("\nSamplers (* takes --schedule karras):");

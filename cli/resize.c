@@ -16,8 +16,9 @@ struct resize {
 
 #define MAX_OPTIONS 9
 
-static void make_options(struct option o[MAX_OPTIONS], struct resize *c)
+static void make_options(struct option *o, void *target)
 {
+    struct resize *c = target;
     const struct option table[] = {
         {"output", 'o', OPTION_TEXT, &c->out, "FILE", "the new file", 0, 0, NULL},
         {"rank", 0, OPTION_INT, &c->rank, "N", "at most this rank at each weight", 1, INT_MAX,
@@ -33,17 +34,6 @@ static void make_options(struct option o[MAX_OPTIONS], struct resize *c)
         {.name = NULL},
     };
     memcpy(o, table, sizeof table);
-}
-
-static void help(const struct command *self)
-{
-    struct resize c;
-    struct option o[MAX_OPTIONS];
-    (void)self;
-    make_options(o, &c);
-    options_help(o);
-    puts("\nThe nearest adapter of that rank, by singular values; what it keeps is said. LoHa and "
-         "LoKr\nbecome LoRA. The source is not touched.");
 }
 
 /* First columns of each factor. alpha / rank stays as it is: a DyLoRA's lower ranks have the same scale. */
@@ -128,5 +118,8 @@ const struct command command_resize = {
     .usage = "weft resize NAME|FILE --rank N -o FILE",
     .about = "a smaller copy of an adapter",
     .run = run,
-    .help = help,
+    .options = make_options,
+    .size = sizeof(struct resize),
+    .more = "The nearest adapter of that rank, by singular values; what it keeps is said. LoHa and "
+            "LoKr\nbecome LoRA. The source is not touched.",
 };

@@ -7,25 +7,14 @@
 
 #define MAX_OPTIONS 4
 
-static void make_options(struct option o[MAX_OPTIONS], struct shelf *s)
+static void make_options(struct option *o, void *target)
 {
+    struct shelf *s = target;
     const struct option table[] = {
         SHELF_OPTIONS(s),
         {.name = NULL},
     };
     memcpy(o, table, sizeof table);
-}
-
-static void help(const struct command *self)
-{
-    struct shelf s;
-    struct option o[MAX_OPTIONS];
-    (void)self;
-    make_options(o, &s);
-    options_help(o);
-    puts("\nFiles used in place are left alone (and are found again by weft sync where their "
-         "folder is\n"
-         "known). A copy of our own stays until weft gc.");
 }
 
 static void print_line(const json_t *v)
@@ -101,5 +90,9 @@ const struct command command_rm = {
     .usage = "weft rm NAME|DIR...",
     .about = "forget adapters; files stay",
     .run = run,
-    .help = help,
+    .options = make_options,
+    .size = sizeof(struct shelf),
+    .more = "Files used in place are left alone (and are found again by weft sync where their "
+            "folder is\n"
+            "known). A copy of our own stays until weft gc.",
 };

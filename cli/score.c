@@ -23,8 +23,9 @@ struct score {
 
 #define MAX_OPTIONS 10
 
-static void make_options(struct option o[MAX_OPTIONS], struct score *c)
+static void make_options(struct option *o, void *target)
 {
+    struct score *c = target;
     const struct option table[] = {
         {"text", 0, OPTION_LIST, &c->text, "TEXT",
          "how well each picture shows it; may be repeated", 0, 0, NULL},
@@ -38,18 +39,6 @@ static void make_options(struct option o[MAX_OPTIONS], struct score *c)
         {.name = NULL},
     };
     memcpy(o, table, sizeof table);
-}
-
-static void help(const struct command *self)
-{
-    struct score c;
-    struct option o[MAX_OPTIONS];
-    (void)self;
-    make_options(o, &c);
-    options_help(o);
-    puts("\nFigures are cosines, -1 to 1: compare those of one scorer only. With several texts, "
-         "`share`\n"
-         "says how the scorer would divide 100 % among them.");
 }
 
 static int parse(struct score *c, int argc, char **argv, struct err *err)
@@ -205,5 +194,9 @@ const struct command command_score = {
     .usage = "weft score IMAGE... --text TEXT",
     .about = "how well pictures show a text or look like another picture",
     .run = run,
-    .help = help,
+    .options = make_options,
+    .size = sizeof(struct score),
+    .more = "Figures are cosines, -1 to 1: compare those of one scorer only. With several texts, "
+            "`share`\n"
+            "says how the scorer would divide 100 % among them.",
 };

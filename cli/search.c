@@ -12,27 +12,15 @@ struct search {
 
 #define MAX_OPTIONS 5
 
-static void make_options(struct option o[MAX_OPTIONS], struct search *c)
+static void make_options(struct option *o, void *target)
 {
+    struct search *c = target;
     const struct option table[] = {
         {"limit", 0, OPTION_INT, &c->limit, "N", "at most so many; default 20", 1, 1e9, NULL},
         SHELF_OPTIONS(&c->s),
         {.name = NULL},
     };
     memcpy(o, table, sizeof table);
-}
-
-static void help(const struct command *self)
-{
-    struct search c;
-    struct option o[MAX_OPTIONS];
-    (void)self;
-    make_options(o, &c);
-    options_help(o);
-    puts("\nAll words must occur, each as the beginning of a word, in the name, tags, triggers, "
-         "notes\n"
-         "or metadata. Words in double quotes are found exactly as they stand, one after the "
-         "other.");
 }
 
 static int each(void *user, const struct repo_adapter *a, double score, const char *why)
@@ -78,5 +66,10 @@ const struct command command_search = {
     .usage = "weft search WORDS",
     .about = "adapters whose names, tags or notes have these words",
     .run = run,
-    .help = help,
+    .options = make_options,
+    .size = sizeof(struct search),
+    .more = "All words must occur, each as the beginning of a word, in the name, tags, triggers, "
+            "notes\n"
+            "or metadata. Words in double quotes are found exactly as they stand, one after the "
+            "other.",
 };

@@ -14,8 +14,9 @@
 
 #define MAX_OPTIONS 5
 
-static void make_options(struct option o[MAX_OPTIONS], struct shelf *s)
+static void make_options(struct option *o, void *target)
 {
+    struct shelf *s = target;
     const struct option table[] = {
         {"verbose", 'v', OPTION_FLAG, &s->verbose, NULL, "the file's metadata and its sidecars", 0,
          0, NULL},
@@ -23,20 +24,6 @@ static void make_options(struct option o[MAX_OPTIONS], struct shelf *s)
         {.name = NULL},
     };
     memcpy(o, table, sizeof table);
-}
-
-static void help(const struct command *self)
-{
-    struct shelf s;
-    struct option o[MAX_OPTIONS];
-    (void)self;
-    make_options(o, &s);
-    options_help(o);
-    puts("\nNAME is a name, an alias, an id or the beginning of a hash; or a file, in the "
-         "repository\n"
-         "or not. The kind and the base are told from tensors, never from names. A declared hash "
-         "is\n"
-         "what the trainer wrote; weft computes its own.");
 }
 
 static void field(const char *name, const char *value)
@@ -223,5 +210,12 @@ const struct command command_show = {
     .usage = "weft show NAME|FILE",
     .about = "all that is known of one adapter",
     .run = run,
-    .help = help,
+    .options = make_options,
+    .size = sizeof(struct shelf),
+    .more =
+        "NAME is a name, an alias, an id or the beginning of a hash; or a file, in the "
+        "repository\n"
+        "or not. The kind and the base are told from tensors, never from names. A declared hash "
+        "is\n"
+        "what the trainer wrote; weft computes its own.",
 };

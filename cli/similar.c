@@ -14,8 +14,9 @@ struct similar {
 
 #define MAX_OPTIONS 6
 
-static void make_options(struct option o[MAX_OPTIONS], struct similar *c)
+static void make_options(struct option *o, void *target)
 {
+    struct similar *c = target;
     const struct option table[] = {
         {"least", 0, OPTION_NUMBER, &c->least, "X",
          "the lowest cosine to show, 0 to 1; default 0.2 (dupes: 0.8)", 0, 1, NULL},
@@ -25,18 +26,6 @@ static void make_options(struct option o[MAX_OPTIONS], struct similar *c)
         {.name = NULL},
     };
     memcpy(o, table, sizeof table);
-}
-
-static void help(const struct command *self)
-{
-    struct similar c;
-    struct option o[MAX_OPTIONS];
-    (void)self;
-    make_options(o, &c);
-    options_help(o);
-    puts("\nThe cosine is between what two adapters do to all weights: 1 is the same change, 0 "
-         "unrelated, -1\nthe opposite. The first call reads every file once; what it learns is "
-         "kept.");
 }
 
 /* The repository to write in when that can be; what is learnt is kept then. */
@@ -145,7 +134,11 @@ const struct command command_similar = {
     .usage = "weft similar NAME",
     .about = "adapters that change the weights alike",
     .run = run_similar,
-    .help = help,
+    .options = make_options,
+    .size = sizeof(struct similar),
+    .more = "The cosine is between what two adapters do to all weights: 1 is the same change, 0 "
+            "unrelated, -1\nthe opposite. The first call reads every file once; what it learns is "
+            "kept.",
 };
 
 const struct command command_dupes = {
@@ -153,5 +146,9 @@ const struct command command_dupes = {
     .usage = "weft dupes",
     .about = "copies, resizes and other epochs of one adapter",
     .run = run_dupes,
-    .help = help,
+    .options = make_options,
+    .size = sizeof(struct similar),
+    .more = "The cosine is between what two adapters do to all weights: 1 is the same change, 0 "
+            "unrelated, -1\nthe opposite. The first call reads every file once; what it learns is "
+            "kept.",
 };

@@ -6,27 +6,15 @@
 
 #define MAX_OPTIONS 5
 
-static void make_options(struct option o[MAX_OPTIONS], struct shelf *s)
+static void make_options(struct option *o, void *target)
 {
+    struct shelf *s = target;
     const struct option table[] = {
         {"verbose", 'v', OPTION_FLAG, &s->verbose, NULL, "name refused files as well", 0, 0, NULL},
         SHELF_OPTIONS(s),
         {.name = NULL},
     };
     memcpy(o, table, sizeof table);
-}
-
-static void help(const struct command *self)
-{
-    struct shelf s;
-    struct option o[MAX_OPTIONS];
-    (void)self;
-    make_options(o, &s);
-    options_help(o);
-    puts("\nNew files of known folders are added, changed ones are read again, one that was moved "
-         "is\n"
-         "found by its tensors and keeps its name, tags and id; one that is gone is marked "
-         "missing.");
 }
 
 /* Files of the folders that are no adapters are the same each time. */
@@ -66,5 +54,10 @@ const struct command command_sync = {
     .usage = "weft sync",
     .about = "look at all known files and folders again",
     .run = run,
-    .help = help,
+    .options = make_options,
+    .size = sizeof(struct shelf),
+    .more = "New files of known folders are added, changed ones are read again, one that was moved "
+            "is\n"
+            "found by its tensors and keeps its name, tags and id; one that is gone is marked "
+            "missing.",
 };

@@ -18,8 +18,9 @@ struct tag {
 
 #define MAX_OPTIONS 14
 
-static void make_options(struct option o[MAX_OPTIONS], struct tag *c)
+static void make_options(struct option *o, void *target)
 {
+    struct tag *c = target;
     const struct option table[] = {
         {"trigger", 0, OPTION_LIST, &c->trigger, "WORDS",
          "a group of trigger words: \"sks monkey, red hat\"; may be\nrepeated", 0, 0, NULL},
@@ -37,16 +38,6 @@ static void make_options(struct option o[MAX_OPTIONS], struct tag *c)
         {.name = NULL},
     };
     memcpy(o, table, sizeof table);
-}
-
-static void help(const struct command *self)
-{
-    struct tag c;
-    struct option o[MAX_OPTIONS];
-    (void)self;
-    make_options(o, &c);
-    options_help(o);
-    puts("\n+TAG adds a tag and -TAG takes it away. All of one call is done, or nothing.");
 }
 
 static bool takes_value(const struct option *o, const char *a)
@@ -146,5 +137,7 @@ const struct command command_tag = {
     .usage = "weft tag NAME [+TAG] [-TAG] [options]",
     .about = "say what an adapter is to you",
     .run = run,
-    .help = help,
+    .options = make_options,
+    .size = sizeof(struct tag),
+    .more = "+TAG adds a tag and -TAG takes it away. All of one call is done, or nothing.",
 };

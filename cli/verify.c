@@ -7,26 +7,14 @@
 
 #define MAX_OPTIONS 4
 
-static void make_options(struct option o[MAX_OPTIONS], struct shelf *s)
+static void make_options(struct option *o, void *target)
 {
+    struct shelf *s = target;
     const struct option table[] = {
         SHELF_OPTIONS(s),
         {.name = NULL},
     };
     memcpy(o, table, sizeof table);
-}
-
-static void help(const struct command *self)
-{
-    struct shelf s;
-    struct option o[MAX_OPTIONS];
-    (void)self;
-    make_options(o, &s);
-    options_help(o);
-    puts("\nWithout names: all adapters, and the database itself. The exit code is 1 when "
-         "something is\n"
-         "damaged or missing. Orphaned are files of ours that no adapter needs; weft gc removes "
-         "them.");
 }
 
 /* The keys of the names that were given; *n 0: none were. */
@@ -112,5 +100,10 @@ const struct command command_verify = {
     .usage = "weft verify [NAME...]",
     .about = "read every file and compare it with what was added",
     .run = run,
-    .help = help,
+    .options = make_options,
+    .size = sizeof(struct shelf),
+    .more = "Without names: all adapters, and the database itself. The exit code is 1 when "
+            "something is\n"
+            "damaged or missing. Orphaned are files of ours that no adapter needs; weft gc removes "
+            "them.",
 };

@@ -16,25 +16,14 @@ struct which {
 
 #define MAX_OPTIONS 4
 
-static void make_options(struct option o[MAX_OPTIONS], struct which *c)
+static void make_options(struct option *o, void *target)
 {
+    struct which *c = target;
     const struct option table[] = {
         SHELF_OPTIONS(&c->s),
         {.name = NULL},
     };
     memcpy(o, table, sizeof table);
-}
-
-static void help(const struct command *self)
-{
-    struct which c;
-    struct option o[MAX_OPTIONS];
-    (void)self;
-    make_options(o, &c);
-    options_help(o);
-    puts("\nReads the text that A1111, Forge, Civitai and weft put into a PNG. Adapters are looked "
-         "up "
-         "in the\nrepository by their hash, where there is none by their name.");
 }
 
 /* By hash (AutoV3 or AutoV2 or longer), else by name. 1: not here. */
@@ -144,5 +133,10 @@ const struct command command_which = {
     .usage = "weft which IMAGE.png",
     .about = "what a picture was made with, and what of it is here",
     .run = run,
-    .help = help,
+    .options = make_options,
+    .size = sizeof(struct which),
+    .more =
+        "Reads the text that A1111, Forge, Civitai and weft put into a PNG. Adapters are looked "
+        "up "
+        "in the\nrepository by their hash, where there is none by their name.",
 };
