@@ -36,26 +36,6 @@ static void make_options(struct option *o, void *target)
     memcpy(o, table, sizeof table);
 }
 
-/* First columns of each factor. alpha / rank stays as it is: a DyLoRA's lower ranks have the same scale. */
-static int slice(struct matrices *m, int rank, double *kept, struct err *err)
-{
-    double before = matrices_norm(m);
-    for (int i = 0; i < m->n; i++) {
-        struct wide *w = &m->item[i].m.f[0];
-        if (m->item[i].m.kind != DELTA_PRODUCT || !w->rank)
-            return err_set(err, ERR_UNSUPPORTED, "%s is no product of two factors to be sliced",
-                           m->item[i].site);
-        int r = rank < w->rank ? rank : w->rank;
-        for (int k = 0; k < w->rows; k++)
-            memmove(w->a + (size_t)k * (size_t)r, w->a + (size_t)k * (size_t)w->rank,
-                    (size_t)r * sizeof *w->a);
-        w->rank = r;
-    }
-    double after = matrices_norm(m);
-    *kept = before > 0 ? after * after / (before * before) : 1;
-    return 0;
-}
-
 static void ranks(const struct matrices *m, int *low, int *high)
 {
     *low = INT_MAX;
@@ -75,7 +55,7 @@ static int make(struct resize *c, struct pick *w, double *kept, struct err *err)
                        "%s: holds %d parts of kind %s, which a LoRA cannot hold", pick_name(w),
                        w->m.left, w->m.left_kind);
     int rank = c->rank ? c->rank : INT_MAX;
-    int rc = c->slice ? slice(&w->m, rank, kept, err)
+    int rc = c->slice ? matrices_slice(&w->m, rank, kept, err)
                       : matrices_truncate(&w->m, rank, c->keep ? c->keep : 1, kept, err);
     snprintf(what, sizeof what, "resize of %.64s, %.4f of its energy", w->file->data_sha256, *kept);
     return rc < 0 ? rc : pick_write(c->out, c->style, &w->m, w->file, what, err);

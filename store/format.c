@@ -41,6 +41,40 @@ void module_magnitude(const struct module *m, struct delta *d)
         d->magnitude = *a;
 }
 
+int module_factor(struct factor *f, const struct module *m, enum part whole, enum part a,
+                  enum part b, enum part t, const char *what, struct err *err)
+{
+    bool full = whole != PART_COUNT && m->part[whole], pair = m->part[a] && m->part[b];
+    memset(f, 0, sizeof *f);
+    if (full == pair)
+        return err_set(err, ERR_FORMAT, "has %s of a %s's factors",
+                       pair ? "two forms of one" : "not all", what);
+    if (full) {
+        f->full = *m->part[whole];
+        return 0;
+    }
+    f->a = *m->part[a];
+    f->b = *m->part[b];
+    if (m->part[t]) {
+        f->t = *m->part[t];
+        f->across = true;
+    }
+    return 0;
+}
+
+int module_pair(const struct module *m, struct delta_list *list, enum delta_kind kind,
+                const struct factor f[2], float scale, struct err *err)
+{
+    struct delta *d = delta_list_add(list, m->site, err);
+    if (!d)
+        return ERR_NOMEM;
+    d->kind = kind;
+    d->scale = scale;
+    memcpy(d->f, f, sizeof d->f);
+    module_magnitude(m, d);
+    return 0;
+}
+
 int array_rank(const struct array *a)
 {
     return a && a->ndim > 0 && a->dim[0] <= INT32_MAX ? (int)a->dim[0] : 0;

@@ -39,6 +39,13 @@ int module_scale(const struct module *m, const struct peft *peft, int rank, floa
 int module_number(const struct array *a, const char *what, float *out, struct err *err);
 /* Puts the module's magnitude, if any, on d. */
 void module_magnitude(const struct module *m, struct delta *d);
+/* One factor from its parts: `whole` (PART_COUNT: the family has none), or a and b, perhaps with a core t.
+ * what: the family, for messages. */
+int module_factor(struct factor *f, const struct module *m, enum part whole, enum part a,
+                  enum part b, enum part t, const char *what, struct err *err);
+/* Adds a delta of two factors, with the module's magnitude if it has one. */
+int module_pair(const struct module *m, struct delta_list *list, enum delta_kind kind,
+                const struct factor f[2], float scale, struct err *err);
 /* dim[0] of an array that is there, else 0. */
 int array_rank(const struct array *a);
 

@@ -1,28 +1,6 @@
 /* LoKr: scale * kron(w1, w2), either whole or two factors, the second also with a core. */
 #include "format.h"
 
-#include <string.h>
-
-static int factor(struct factor *f, const struct module *m, enum part whole, enum part a,
-                  enum part b, enum part t, struct err *err)
-{
-    bool pair = m->part[a] && m->part[b];
-    if (!m->part[whole] == !pair)
-        return err_set(err, ERR_FORMAT, "has %s of a LoKr's factors",
-                       pair ? "two forms of one" : "not all");
-    if (m->part[whole]) {
-        f->full = *m->part[whole];
-        return 0;
-    }
-    f->a = *m->part[a];
-    f->b = *m->part[b];
-    if (m->part[t]) {
-        f->t = *m->part[t];
-        f->across = true;
-    }
-    return 0;
-}
-
 /* The rank is that of w2's factors, else of w1's. With both whole LyCORIS has no scale; PEFT has alpha /
  * r always. */
 static int scale_of(const struct module *m, const struct peft *peft, float *scale, struct err *err)
@@ -38,19 +16,13 @@ static int import(const struct module *m, const struct peft *peft, struct delta_
 {
     struct factor f[2];
     float scale;
-    memset(f, 0, sizeof f);
-    int rc = factor(&f[0], m, PART_LOKR_W1, PART_LOKR_W1A, PART_LOKR_W1B, PART_LOKR_T1, err);
+    int rc = module_factor(&f[0], m, PART_LOKR_W1, PART_LOKR_W1A, PART_LOKR_W1B, PART_LOKR_T1,
+                           "LoKr", err);
     rc = rc < 0 ? rc
-                : factor(&f[1], m, PART_LOKR_W2, PART_LOKR_W2A, PART_LOKR_W2B, PART_LOKR_T2, err);
+                : module_factor(&f[1], m, PART_LOKR_W2, PART_LOKR_W2A, PART_LOKR_W2B, PART_LOKR_T2,
+                                "LoKr", err);
     rc = rc < 0 ? rc : scale_of(m, peft, &scale, err);
-    struct delta *d = rc < 0 ? NULL : delta_list_add(list, m->site, err);
-    if (!d)
-        return rc < 0 ? rc : ERR_NOMEM;
-    d->kind = DELTA_KRON;
-    d->scale = scale;
-    memcpy(d->f, f, sizeof f);
-    module_magnitude(m, d);
-    return 0;
+    return rc < 0 ? rc : module_pair(m, list, DELTA_KRON, f, scale, err);
 }
 
 extern const struct adapter_format adapter_format_lokr;

@@ -165,12 +165,6 @@ static double exact(const struct place *x, const struct place *y)
     return c;
 }
 
-static int copy_row(struct repo *r, struct repo_adapter *to, const struct place *from,
-                    struct err *err)
-{
-    return row_of(r, from->a.key, to, err);
-}
-
 /* Adds the pair when it is near enough. */
 static int try_pair(struct repo *r, const struct place *x, const struct place *y, double least,
                     bool both, struct near **list, int *n, struct err *err)
@@ -186,9 +180,9 @@ static int try_pair(struct repo *r, const struct place *x, const struct place *y
         return err_nomem(err, ((size_t)*n + 1) * sizeof *p);
     *list = p;
     p[*n] = (struct near){.cosine = c, .ratio = y->norm / x->norm};
-    int rc = both ? copy_row(r, &p[*n].a, x, err) : copy_row(r, &p[*n].a, y, err);
+    int rc = row_of(r, both ? x->a.key : y->a.key, &p[*n].a, err);
     if (rc == 0 && both)
-        rc = copy_row(r, &p[*n].b, y, err);
+        rc = row_of(r, y->a.key, &p[*n].b, err);
     ++*n;
     return rc < 0 ? rc : 0;
 }

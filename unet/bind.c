@@ -153,11 +153,6 @@ static int side_init(struct side *a, struct device *dev, struct form *f, const s
 
 /* ---- plain products -------------------------------------------------------------------------- */
 
-static uint64_t dim_of(const struct array *a, int i)
-{
-    return i < a->ndim ? a->dim[i] : 1;
-}
-
 /* A LoRA or LoCon with nothing special: the file's own arrays can act. */
 static bool is_simple(const struct delta *d)
 {
@@ -170,11 +165,12 @@ static bool is_simple(const struct delta *d)
 static int simple_misfit(const struct delta *d, const struct layer *l, struct err *err)
 {
     const struct array *up = &d->f[0].a, *down = &d->f[0].b;
-    unsigned long long in = dim_of(down, 1), out = dim_of(up, 0);
-    unsigned long long kh = dim_of(down, 2), kw = dim_of(down, 3);
+    unsigned long long in = array_dim(down, 1), out = array_dim(up, 0);
+    unsigned long long kh = array_dim(down, 2), kw = array_dim(down, 3);
 
-    if (dim_of(down, 0) < 1 || dim_of(up, 1) != dim_of(down, 0) || dim_of(down, 0) > INT32_MAX ||
-        down->ndim > 4 || up->ndim > 4 || dim_of(up, 2) != 1 || dim_of(up, 3) != 1)
+    if (array_dim(down, 0) < 1 || array_dim(up, 1) != array_dim(down, 0) ||
+        array_dim(down, 0) > INT32_MAX || down->ndim > 4 || up->ndim > 4 || array_dim(up, 2) != 1 ||
+        array_dim(up, 3) != 1)
         return err_set(err, ERR_MISMATCH, "its factors do not multiply");
     if (in != (unsigned)l->in || out != (unsigned)l->out)
         return err_set(err, ERR_MISMATCH,
@@ -190,7 +186,7 @@ static int simple_init(struct side *a, const struct delta *d, const struct layer
                        struct err *err)
 {
     const struct array *up = &d->f[0].a, *down = &d->f[0].b;
-    int rc = array_finite(down, l->name, err), rank = (int)dim_of(down, 0);
+    int rc = array_finite(down, l->name, err), rank = (int)array_dim(down, 0);
     rc = rc < 0 ? rc : array_finite(up, l->name, err);
     if (rc == 0 && !isfinite(d->scale))
         rc = err_set(err, ERR_FORMAT, "%s: alpha is not a finite number", l->name);

@@ -56,10 +56,10 @@ int delta_rank(const struct delta *d)
 {
     int r0 = factor_rank(&d->f[0]), r1 = factor_rank(&d->f[1]);
     switch (d->kind) {
-    case DELTA_PRODUCT: return r0;
-    case DELTA_HADAMARD: return r0 < 46340 && r1 < 46340 ? r0 * r1 : INT32_MAX;
+    case DELTA_PRODUCT:
+    case DELTA_HADAMARD:
+    case DELTA_GLORA: return r0;
     case DELTA_KRON: return r1 ? r1 : r0;
-    case DELTA_GLORA: return r0 < INT32_MAX / 2 && r1 < INT32_MAX / 2 ? r0 + r1 : INT32_MAX;
     default: return 0;
     }
 }

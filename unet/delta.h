@@ -95,7 +95,8 @@ struct delta *delta_list_add(struct delta_list *l, const char *site, struct err 
 
 const char *
 delta_kind_name(const struct delta *d); /* "LoRA", "LoCon", "LoHa", "DoRA", … for people */
-/* The most that dW's rank can be, by its factors: LoHa r0 r1; 0 where the kind has none. */
+/* As trainers count it: the width of the factors (a LoHa's dW may reach its square, a LoKr's more); 0 where
+ * the kind has none. */
 int delta_rank(const struct delta *d);
 
 /* ---- matrices ---------------------------------------------------------------------------------

@@ -221,6 +221,22 @@ static int truncate_one(struct matrix *m, int rank, double energy, double *lost,
     return rc;
 }
 
+int matrices_slice(struct matrices *a, int rank, double *kept, struct err *err)
+{
+    double before = matrices_norm(a);
+    for (int i = 0; i < a->n; i++) {
+        struct matrix *m = &a->item[i].m;
+        if (m->kind != DELTA_PRODUCT || !m->f[0].rank)
+            return err_set(err, ERR_UNSUPPORTED, "%s is no product of two factors to be sliced",
+                           a->item[i].site);
+        if (rank < m->f[0].rank)
+            cut(m, rank);
+    }
+    double after = matrices_norm(a);
+    *kept = before > 0 ? after * after / (before * before) : 1;
+    return 0;
+}
+
 int matrices_truncate(struct matrices *a, int rank, double energy, double *kept, struct err *err)
 {
     double all = matrices_norm(a), lost = 0;

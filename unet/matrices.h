@@ -45,6 +45,9 @@ double sketch_inner(const float a[SKETCH_SIZE], const float b[SKETCH_SIZE]);
  * sum or was left out; the message names it. */
 int matrices_sum(struct matrices *out, int n, const struct matrices *const *a, const double *w,
                  struct err *err);
+/* In place: the first `rank` columns of each factor as they are, which is what a DyLoRA was trained for; all
+ * must be products. *kept: of the whole adapter's squared norm. */
+int matrices_slice(struct matrices *a, int rank, double *kept, struct err *err);
 /* In place, each site the nearest of at most `rank`, and as low as keeps `energy` (0 … 1) of its squared
  * norm. kept (or NULL): of the whole adapter's squared norm. */
 int matrices_truncate(struct matrices *a, int rank, double energy, double *kept, struct err *err);

@@ -13,11 +13,6 @@
 
 /* ---- loading --------------------------------------------------------------------------------- */
 
-static uint64_t dim_of(const struct array *a, int i)
-{
-    return i < a->ndim ? a->dim[i] : 1;
-}
-
 /* Values beyond the first dim. */
 static size_t width_of(const struct array *a)
 {
@@ -73,7 +68,7 @@ static int turn(float **p, size_t rows, size_t cols, struct err *err)
 static int apply_core(struct wide *w, const struct array *t, const char *what, struct err *err)
 {
     float *core = NULL, *b = NULL;
-    size_t p = dim_of(t, 0), q = dim_of(t, 1), k = width_of(t) / (q ? q : 1);
+    size_t p = array_dim(t, 0), q = array_dim(t, 1), k = width_of(t) / (q ? q : 1);
     int rc = load_array(&core, t, what, err);
 
     if (rc == 0 && (t->ndim < 2 || q != (size_t)w->rank))

@@ -62,6 +62,11 @@ size_t array_count(const struct array *a)
     return n;
 }
 
+uint64_t array_dim(const struct array *a, int i)
+{
+    return i < a->ndim ? a->dim[i] : 1;
+}
+
 const char *array_shape(const struct array *a, char *buf, size_t size)
 {
     size_t n = 0;

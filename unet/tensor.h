@@ -60,6 +60,8 @@ struct array {
 
 /* Number of values: the product of dims, 1 for a scalar. */
 size_t array_count(const struct array *a);
+/* Dim i, 1 beyond the last. */
+uint64_t array_dim(const struct array *a, int i);
 /* Writes "[320, 768]" into buf and returns buf. */
 const char *array_shape(const struct array *a, char *buf, size_t size);
 /* True where array_to_f32 can convert: F32 F64 F16 BF16, I64 I32 U8 BOOL and the other integers. */
