@@ -4,6 +4,7 @@
 #include "embedding.h"
 #include "format.h"
 
+#include <ctype.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -170,47 +171,13 @@ static int block_number(const char *key)
     return *p >= '0' && *p <= '9' ? atoi(p) : -1;
 }
 
-/* LoKr's input width is the product of its two factors'. */
-static int kronecker_width(const struct tensor_file *st, const char *key, const struct array *w1)
-{
-    static const char *const second[] = {"lokr_w2", "lokr_w2_b"};
-    const char *at = strstr(key, ".lokr_w1");
-    char name[400];
-    if (!at || strstr(key, "_w1_a") || w1->ndim != 2)
-        return 0;
-    for (int i = 0; i < 2; i++) {
-        snprintf(name, sizeof name, "%.*s.%s", (int)(at - key), key, second[i]);
-        const struct array *w2 = tensor_file_find(st, name);
-        if (w2 && w2->ndim >= 2 && w1->dim[1] < 1 << 15 && w2->dim[1] < 1 << 15)
-            return (int)(w1->dim[1] * w2->dim[1]);
-    }
-    return 0;
-}
-
-/* The input width of an array that stands on a weight's input side, 0: it does not. */
-static int input_width(const char *key, const struct array *a)
-{
-    static const char *const sides[] = {
-        "lora_down.weight", "lora_A.", "lora.down.weight", "lora_linear_layer.down", "hada_w1_b",
-        ".diff$",           ":down$"};
-    if (a->ndim < 2 || a->dim[1] > 1 << 20)
-        return 0;
-    for (size_t i = 0; i < sizeof sides / sizeof *sides; i++)
-        if (matches(key, sides[i]))
-            return (int)a->dim[1];
-    return 0;
-}
-
 static bool has(const char *key, const char *piece)
 {
     return strstr(key, piece) != NULL;
 }
 
-static void take_hint(struct hints *h, const struct tensor_file *st, size_t i)
+static void take_hint(struct hints *h, const char *key, const struct array *a)
 {
-    const char *key = tensor_file_name(st, i);
-    const struct array *a = tensor_file_at(st, i);
-    int lokr = kronecker_width(st, key, a), width = lokr ? lokr : input_width(key, a);
     bool blocks = has(key, "down_blocks") || has(key, "up_blocks") || has(key, "mid_block") ||
                   has(key, "input_blocks") || has(key, "output_blocks") || has(key, "middle_block");
     h->sd |= blocks;
@@ -222,14 +189,19 @@ static void take_hint(struct hints *h, const struct tensor_file *st, size_t i)
     h->sdxl |= !strncmp(key, "lora_te1_", 9) || !strncmp(key, "lora_te2_", 9) ||
                !strncmp(key, "text_encoder_2.", 15) || has(key, "add_embedding") ||
                has(key, "label_emb") || (blocks && block_number(key) >= 2);
-    if (has(key, "attn2") && (has(key, "to_k") || has(key, "to_v")) && width)
-        h->cross = width;
-    if ((has(key, "text_model") || has(key, "text_encoder") || has(key, "lora_te_")) &&
-        (has(key, "q_proj") || has(key, "to_q") || has(key, "text_encoder:")) && width)
-        h->text = width;
     if (has(key, "emb_params") && a->ndim == 2 && a->dim[1] < 1 << 20)
         h->text = (int)a->dim[1];
     h->sdxl |= !strcmp(key, "clip_g");
+}
+
+/* A change of the weight of that name with so many in channels. */
+static void take_width(struct hints *h, const char *name, int width)
+{
+    if (width && has(name, "attn2") && (has(name, "to_k") || has(name, "to_v")))
+        h->cross = width;
+    if (width && (has(name, "text_model") || has(name, "text_encoder") || has(name, "lora_te_")) &&
+        (has(name, "q_proj") || has(name, "to_q")))
+        h->text = width;
 }
 
 static const char *base_of_width(int width, bool sdxl_too)
@@ -287,6 +259,57 @@ static int read_metadata(struct facts *f, const struct tensor_file *st, struct e
     return bad ? err_nomem(err, 0) : 0;
 }
 
+/* ---- what the importers make of it ----------------------------------------------------------- */
+
+/* "lora", "locon", …: as users filter by. DoRA is a kind beside that of its factors. */
+static void add_delta(struct facts *f, const struct delta *d)
+{
+    char name[16];
+    struct delta plain = *d;
+    if (d->magnitude.data)
+        add_kind(f, "dora");
+    plain.magnitude.data = NULL;
+    snprintf(name, sizeof name, "%s", delta_kind_name(&plain));
+    for (char *p = name; *p; p++)
+        *p = (char)tolower((unsigned char)*p);
+    bool diff = !strcmp(name, "full") || !strcmp(name, "bias");
+    add_kind(f, diff ? "diff" : name);
+    if (delta_rank(d))
+        add_rank(f, (uint64_t)delta_rank(d));
+}
+
+static void take_deltas(struct facts *f, struct hints *h, const struct delta_list *l)
+{
+    for (int i = 0; i < l->n; i++) {
+        add_delta(f, &l->item[i].d);
+        take_width(h, l->item[i].site, delta_in(&l->item[i].d));
+    }
+}
+
+/* The input width of an array that stands on a weight's input side, 0: it does not. */
+static int input_width(const char *key, const struct array *a)
+{
+    static const char *const sides[] = {"lora_down.weight", "lora_A.", "lora.down.weight",
+                                        "lora_linear_layer.down"};
+    if (a->ndim < 2 || a->dim[1] > 1 << 20)
+        return 0;
+    for (size_t i = 0; i < sizeof sides / sizeof *sides; i++)
+        if (matches(key, sides[i]))
+            return (int)a->dim[1];
+    return 0;
+}
+
+/* The same from keys alone, of a file that no importer takes. */
+static void take_keys(struct facts *f, struct hints *h, const struct tensor_file *st)
+{
+    for (size_t i = 0; i < tensor_file_count(st); i++) {
+        const char *key = tensor_file_name(st, i);
+        const struct array *a = tensor_file_at(st, i);
+        read_kind(f, key, a);
+        take_width(h, key, input_width(key, a));
+    }
+}
+
 /* Whether some of its weights are of a UNet or a text encoder (the importer marks others with '?'). */
 static bool knows_a_site(const struct delta_list *l)
 {
@@ -298,8 +321,8 @@ static bool knows_a_site(const struct delta_list *l)
 
 /* Whether weft can render it, and as what. A valid file of a kind that no importer takes is still an
  * adapter. */
-static int try_import(struct facts *f, const struct tensor_file *st, const char *path,
-                      struct err *err)
+static int try_import(struct facts *f, struct hints *h, const struct tensor_file *st,
+                      const char *path, struct err *err)
 {
     struct delta_list list = {0};
     const struct adapter_format *format = NULL;
@@ -307,11 +330,12 @@ static int try_import(struct facts *f, const struct tensor_file *st, const char 
     size_t n = strlen(path);
 
     int rc = adapter_import(st, path, &list, &format, &f->style, &why);
+    if (rc == ERR_UNSUPPORTED)
+        take_keys(f, h, st);
     if (rc == 0) {
         f->format = format->name;
         f->sites = list.n;
-        if (!*f->kinds) /* keys that say nothing: factors in their order */
-            add_kind(f, "lora");
+        take_deltas(f, h, &list);
         if (!knows_a_site(&list) &&
             asprintf(&f->unusable, "none of its %d weights is one of a UNet or text encoder",
                      list.n) < 0)
@@ -340,11 +364,10 @@ int facts_read(struct facts *f, const struct tensor_file *st, const char *path, 
         const char *key = tensor_file_name(st, i);
         if (*key == '<' && embedding_owns(st, i)) /* "<birb-style>", as diffusers' trainer has it */
             add_kind(f, "textual-inversion");
-        read_kind(f, key, tensor_file_at(st, i));
-        take_hint(&h, st, i);
+        take_hint(&h, key, tensor_file_at(st, i));
     }
+    int rc = try_import(f, &h, st, path, err);
     read_base(f, &h);
-    int rc = try_import(f, st, path, err);
     if (rc == 0 && !f->unusable &&
         (!strcmp(f->base, "flux") || !strcmp(f->base, "sd3") || !strcmp(f->base, "llm") ||
          !strcmp(f->base, "sdxl")) &&

@@ -63,3 +63,17 @@ int delta_rank(const struct delta *d)
     default: return 0;
     }
 }
+
+static int64_t factor_in(const struct factor *f)
+{
+    const struct array *a = f->full.data ? &f->full : &f->b;
+    return a->data && a->ndim > 1 && a->dim[1] < INT32_MAX ? (int64_t)a->dim[1] : 0;
+}
+
+int delta_in(const struct delta *d)
+{
+    int64_t in = d->kind <= DELTA_KRON || d->kind == DELTA_GLORA ? factor_in(&d->f[0]) : 0;
+    if (d->kind == DELTA_KRON)
+        in *= factor_in(&d->f[1]);
+    return in < INT32_MAX ? (int)in : 0;
+}

@@ -98,6 +98,8 @@ delta_kind_name(const struct delta *d); /* "LoRA", "LoCon", "LoHa", "DoRA", … 
 /* As trainers count it: the width of the factors (a LoHa's dW may reach its square, a LoKr's more); 0 where
  * the kind has none. */
 int delta_rank(const struct delta *d);
+/* In channels of the weight it changes, where its factors tell; else 0. */
+int delta_in(const struct delta *d);
 
 /* ---- matrices ---------------------------------------------------------------------------------
  * The part of a delta that needs no W (PRODUCT, HADAMARD, KRON, SPARSE, GLORA's F0), its factors as
