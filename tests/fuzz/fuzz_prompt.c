@@ -5,6 +5,7 @@
 
 #include <assert.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -87,6 +88,28 @@ static struct words *three_words(const struct tokenizer *t)
     rc = rc < 0 ? rc : words_add_refused(w, "b1", "no", NULL);
     assert(rc == 0 && words_count(w) == 4 && words_add(w, "ab", vec, 1, 1, NULL) == ERR_ARG);
     return w;
+}
+
+/* Words of any name and width, as a careless user gives them; then a text that may use them. */
+static void check_words(const struct tokenizer *t, const char *text, int byte)
+{
+    static const float vec[12];
+    struct words *w = NULL;
+    struct err err;
+    char name[24];
+    int rc = words_new(&w, t, 2, &err), n = byte % 7;
+    assert(rc == 0 && words_width(w) == 2);
+    snprintf(name, sizeof name, "%s", text);
+    rc = words_add(w, name, vec, n, byte % 3 ? 2 : 3, &err);
+    assert(rc == 0 || *err.msg);
+    if (byte % 5 == 0 && words_add_refused(w, byte % 2 ? name : "b", "no", &err) == 0)
+        words_add_refused(w, byte % 2 ? name : "b", "still no", &err);
+    struct prompt_chunks c;
+    if (prompt_chunks_make(&c, t, w, text, 8, &err) == 0)
+        prompt_chunks_release(&c);
+    for (int i = 0; i < words_count(w); i++)
+        assert(words_find(w, words_name(w, i)) >= 0 || !words_used(w, i));
+    words_free(w);
 }
 
 static void check_chunks(const struct tokenizer *t, struct words *words, const char *text,
@@ -196,6 +219,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     text[n] = 0;
     check(t[data[0] >> 7], data[0] & 64 ? words[data[0] >> 7] : NULL, text, 1 + data[1] % 12,
           3 + (data[1] >> 4));
+    check_words(t[data[0] >> 7], text, data[1]);
     free(text);
     return 0;
 }
