@@ -12,6 +12,7 @@
 #include "unet/file.h"
 
 #include <criterion/criterion.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
@@ -96,6 +97,32 @@ static inline void weft(struct shell *s, ...)
     argv[n] = NULL;
     finish(s, start(s, argv));
     free(argv[0]);
+}
+
+/* Pictures, or halves of them, in the folder. */
+static inline int files(const struct shell *s)
+{
+    int n = 0;
+    DIR *d = opendir(s->dir);
+    for (struct dirent *e; d && (e = readdir(d));)
+        n += strstr(e->d_name, ".png") != NULL;
+    closedir(d);
+    return n;
+}
+
+static inline void expect_failure(const struct shell *s, int code, const char *words)
+{
+    cr_expect_eq(s->code, code, "exit code %d, stderr: %s", s->code, s->err);
+    cr_expect(strstr(s->err, words), "expected '%s' in: %s", words, s->err);
+    cr_expect(!strncmp(s->err, "weft: ", 6) || strstr(s->err, "\nweft: "), "stderr: %s", s->err);
+    cr_expect_eq(files(s), 0, "a picture appeared");
+    cr_expect_eq(*s->out, 0, "stdout: %s", s->out);
+}
+
+static inline void expect_success(const struct shell *s, int pictures)
+{
+    cr_expect_eq(s->code, 0, "exit code %d, stderr: %s", s->code, s->err);
+    cr_expect_eq(files(s), pictures, "%d pictures", files(s));
 }
 
 #endif
