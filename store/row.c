@@ -306,18 +306,27 @@ static int renew(struct repo *r, struct intake *in, const struct repo_adapter *o
     return rc < 0 ? rc : row_index(r, old->key, err);
 }
 
-/* A row in place whose file is gone and has the same tensors: this is where it went. */
+/* Where the file itself was found, be there a copy or not. */
+static const char *found_at(const struct repo_adapter *a)
+{
+    return a->copied ? a->source : a->path;
+}
+
+/* A row whose file is gone and had the same tensors: this is where it went. One that we keep a copy of must
+ * be the same file, byte by byte. */
 static int find_moved(struct repo *r, const struct intake *in, struct repo_adapter *old,
                       struct err *err)
 {
     sqlite3_stmt *q = NULL;
-    int rc = db_query(r->db, err, &q,
-                      "SELECT " ROW_COLUMNS " FROM adapter WHERE data_sha256 = ? AND blob IS NULL "
-                      "ORDER BY file_sha256 = ? DESC, key",
-                      "ss", in->data_sha256, in->file_sha256);
+    int rc =
+        db_query(r->db, err, &q,
+                 "SELECT " ROW_COLUMNS " FROM adapter WHERE data_sha256 = ?1 AND (blob IS NULL "
+                 "OR path IS NOT NULL AND file_sha256 = ?2) "
+                 "ORDER BY file_sha256 = ?2 DESC, key",
+                 "ss", in->data_sha256, in->file_sha256);
     while (rc == 0 && (rc = db_next(r->db, q, err)) == 1) {
         rc = row_read(r, q, old, err);
-        if (rc == 0 && !file_exists(old->path) && (errno == ENOENT || errno == ENOTDIR) &&
+        if (rc == 0 && !file_exists(found_at(old)) && (errno == ENOENT || errno == ENOTDIR) &&
             !strcmp(old->config_sha256 ? old->config_sha256 : "", in->beside.config_sha256)) {
             db_done(q);
             return 1;
@@ -335,7 +344,7 @@ static int relink(struct repo *r, struct intake *in, const struct repo_adapter *
     in->status = "relinked";
     in->name = strdup(old->name);
     in->id = strdup(old->id);
-    if (asprintf(&in->reason, "moved from %s", old->path) < 0)
+    if (asprintf(&in->reason, "moved from %s", found_at(old)) < 0)
         in->reason = NULL;
     int rc = in->name && in->id ? put_facts(r, in, old->key, err) : err_nomem(err, 64);
     return rc < 0 ? rc : row_index(r, old->key, err);

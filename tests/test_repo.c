@@ -564,6 +564,27 @@ Test(repo, copies_are_kept_and_collected)
     fixture_close(&f);
 }
 
+/* The original of a copy moves: it is the same adapter still, and no twin of itself. */
+Test(repo, originals_of_copies_may_move)
+{
+    struct fixture f;
+    fixture_open(&f);
+    mkdir(at(&f, "in"), 0777);
+    small_lora(at(&f, "in/a.safetensors"), &(struct small){.seed = 1});
+    add(&f, at(&f, "in"), true);
+    cr_assert_eq(rename(at(&f, "in/a.safetensors"), at(&f, "in/b.safetensors")), 0);
+    sync_all(&f);
+    cr_expect_eq(f.sum.relinked, 1, "%d relinked, %d duplicate", f.sum.relinked, f.sum.duplicate);
+    struct repo_adapter a = get(&f, "a");
+    cr_expect(a.copied && strstr(a.source, "/in/b.safetensors"), "%s", a.source);
+    cr_expect_eq(repo_check(f.r, &a, &f.err), 0, "%s", f.err.msg);
+    expect_verify(&f, 1, 0, 0, 0);
+    sync_all(&f);
+    cr_expect(f.sum.unchanged == 1 && !f.sum.relinked);
+    repo_adapter_release(&a);
+    fixture_close(&f);
+}
+
 static void write_text(const char *path, const char *text)
 {
     struct err err;
