@@ -58,7 +58,7 @@ Test(cli_catalog, writes_what_the_page_shows)
     cr_expect_str_eq(json_string_value(json_array_get(json_object_get(a, "triggers"), 0)),
                      "sks \"fox\"");
     const char *thumbnail = json_string_value(json_object_get(a, "thumbnail"));
-    char path[200];
+    char path[100];
     cr_assert(thumbnail, "%s", s.out);
     snprintf(path, sizeof path, "cat/%s", thumbnail);
     cr_assert_eq(image_read_png(in(&s, path), &im, NULL, &err), 0, "%s", err.msg);
