@@ -94,8 +94,9 @@ def caption(w, things, ground, style):
 class Scenes:
     """A pool of finished pictures with what is in them, a few of them new each step."""
 
-    def __init__(self, world, size=2000, through=None):
-        self.w, self.through, self.at = world, through, 0
+    def __init__(self, world, size=2000, through=None, share=.2):
+        """through: what a share of the pictures goes through (the autoencoder)."""
+        self.w, self.through, self.share, self.at = world, through, share, 0
         self.names = world.names + [BLOB]
         self.styles = [None, *styles.STYLES]
         self.picture = np.zeros((size, SIDE, SIDE, 3), np.uint8)
@@ -117,8 +118,8 @@ class Scenes:
     def renew(self, n):
         new = [self.scene() for _ in range(n)]
         ims = [s[0] for s in new]
-        k = n // 5  # these as the autoencoder gives them back
-        if self.through and k:
+        k = round(n * self.share)
+        if self.through:
             ims[:k] = list(images(self.through(pixels(ims[:k]))))
         for im, (_, things, style, text) in zip(ims, new):
             i, self.at = self.at, (self.at + 1) % len(self.things)

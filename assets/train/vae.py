@@ -3,7 +3,8 @@
 Trained on scenes of the learnt things, and on shapes, lines and dots of chance, so that it can also hold
 pictures that it never saw (adapters' things and styles). Afterwards the latents' mean and deviation are
 folded into the 1x1 convolutions: scaling_factor is 1 and every channel is about N(0, 1). --decoder trains
-the decoder of the present one further and leaves its latents what they are.
+the decoder of the present one further, widened to CONFIG where it is narrower, and leaves its latents what
+they are.
 """
 import random
 import sys
@@ -15,7 +16,7 @@ from PIL import ImageDraw
 from world import World, GROUNDS
 
 CONFIG = dict(block_out_channels=(24, 48, 96), down_block_types=("DownEncoderBlock2D",) * 3,
-              up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, norm_num_groups=8,
+              up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, norm_num_groups=12,
               latent_channels=4, sample_size=128, mid_block_add_attention=False, scaling_factor=1.0)
 KL = 1e-3
 
@@ -107,6 +108,25 @@ def fold(vae, x):
     p.weight *= sd[None, :, None, None]
 
 
+@torch.no_grad()
+def widened(old):
+    """The same function in CONFIG's width (as many channels a group as before): the encoder's new channels
+    are zero, the decoder's start by chance and unheard."""
+    new = AutoencoderKL(**CONFIG)
+    state = old.state_dict()
+    for name, p in new.named_parameters():
+        q = state[name]
+        if p.shape == q.shape:
+            p.copy_(q)
+            continue
+        if name.startswith("encoder"):
+            p.zero_()
+        elif p.dim() > 1:
+            p[:len(q), q.shape[1]:] = 0
+        p[tuple(slice(0, n) for n in q.shape)] = q
+    return new
+
+
 def train(vae, params, loss_of, minutes, rate, world):
     opt = torch.optim.AdamW(params, rate, betas=(.9, .99), weight_decay=1e-4)
     average, step, psnr, began = Average(params, .998), 0, [], time.time()
@@ -136,6 +156,8 @@ def main():
     world = World(11)
     if decoder:
         vae = AutoencoderKL.from_pretrained(path("model", "vae"), torch_dtype=torch.float32)
+        if vae.config.block_out_channels[0] < CONFIG["block_out_channels"][0]:
+            vae = widened(vae)
         params = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
         report(vae)
         train(vae, params, decoder_loss, minutes, 1e-3, world)
