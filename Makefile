@@ -17,7 +17,7 @@ B      := build/$(CONFIG)
 WARN := -Wall -Wextra -Wpedantic -Wshadow -Wvla -Wwrite-strings -Wmissing-prototypes \
         -Wstrict-prototypes -fno-common $(if $(CI),-Werror)
 DEFINES := -I. -D_GNU_SOURCE -DWEFT_PREFIX='"$(PREFIX)"' -MMD -MP
-LIBS     := -lsqlite3 -ldnnl -llapack -lpng -ljansson -lpcre2-8 -lutf8proc -lcrypto -lz -lm
+LIBS     := -lsqlite3 -ldnnl -llapack -lpng -lfreetype -ljansson -lpcre2-8 -lutf8proc -lcrypto -lz -lm
 
 CFLAGS_release := -O2 -g
 CFLAGS_san     := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all \
@@ -85,6 +85,7 @@ $(B)/store/schema.inc $(B)/cli/catalog.inc:
 $(B)/store/db.o: $(B)/store/schema.inc
 $(B)/cli/catalog.o: $(B)/cli/catalog.inc
 $(B)/store/db.o $(B)/cli/catalog.o: FLAGS += -I$(B)
+$(B)/unet/sheet.o: FLAGS += -isystem /usr/include/freetype2
 
 -include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_OBJ:.o=.d)
 
