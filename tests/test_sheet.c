@@ -63,8 +63,8 @@ static struct image drawn(const struct sheet *s)
 Test(sheet, pictures_stand_in_their_cells)
 {
     static const uint8_t red[3] = {250, 0, 0}, blue[3] = {0, 0, 250}, green[3] = {0, 250, 0};
-    struct image p[4] = {plain(SIDE, SIDE, 250, 0, 0), plain(SIDE, SIDE, 0, 0, 250), {0},
-                         plain(16, 16, 0, 250, 0)};
+    struct image p[4] = {
+        plain(SIDE, SIDE, 250, 0, 0), plain(SIDE, SIDE, 0, 0, 250), {0}, plain(16, 16, 0, 250, 0)};
     struct sheet s = {.columns = 2, .rows = 2, .w = SIDE, .h = SIDE, .picture = p};
     struct image out = drawn(&s);
     int r[4], b[4], g[4];

@@ -39,8 +39,7 @@ static int pen_init(struct pen *p, int size, struct err *err)
                        "font file in WEFT_FONT");
     if (FT_Init_FreeType(&p->library))
         return err_nomem(err, sizeof p->library);
-    if (FT_New_Face(p->library, file, 0, &p->face) ||
-        FT_Set_Pixel_Sizes(p->face, 0, (FT_UInt)size))
+    if (FT_New_Face(p->library, file, 0, &p->face) || FT_Set_Pixel_Sizes(p->face, 0, (FT_UInt)size))
         return err_set(err, ERR_FORMAT, "%.200s: not a font that FreeType can read", file);
     p->line = (int)((p->face->size->metrics.height + 63) >> 6);
     return 0;
@@ -153,6 +152,22 @@ struct layout {
     int w, h;
 };
 
+/* The widest line, broken at most. */
+static int widest(const struct pen *p, const char *const *text, int n, int most)
+{
+    int w = 0;
+    utf8proc_int32_t c;
+    for (int i = 0; text && i < n; i++)
+        for (const char *s = text[i] ? text[i] : ""; *s && w < most;) {
+            int x = 0;
+            for (int k; (k = next_character(s, &c)) > 0 && c != '\n'; s += k)
+                x += advance(p, c);
+            s += *s == '\n';
+            w = x > w ? x : w;
+        }
+    return w < most ? w : most;
+}
+
 static int tallest(const struct pen *p, const char *const *text, int n, int w)
 {
     int most = 0;
@@ -166,8 +181,8 @@ static int tallest(const struct pen *p, const char *const *text, int n, int w)
 static int lay_out(struct layout *l, const struct sheet *s, const struct pen *p, struct err *err)
 {
     l->gap = p->line / 2;
-    l->side = s->row ? s->w / 2 : 0;
-    int64_t w = l->gap + (s->row ? l->side + l->gap : 0) + (int64_t)s->columns * (s->w + l->gap);
+    l->side = widest(p, s->row, s->rows, s->w / 2);
+    int64_t w = l->gap + (l->side ? l->side + l->gap : 0) + (int64_t)s->columns * (s->w + l->gap);
     l->title = tallest(p, &s->title, 1, (int)(w > IMAGE_MAX_SIDE ? 1 : w - 2 * l->gap));
     l->head = tallest(p, s->column, s->columns, s->w);
     l->foot = tallest(p, s->label, s->columns * s->rows, s->w);
@@ -204,12 +219,12 @@ static int fill(struct image *out, const struct sheet *s, const struct layout *l
         draw_text(p, out, l->gap, y, l->w - 2 * l->gap, s->title);
         y += l->title + l->gap;
     }
-    int left = l->gap + (s->row ? l->side + l->gap : 0);
+    int left = l->gap + (l->side ? l->side + l->gap : 0);
     for (int j = 0; j < s->columns && l->head; j++)
         draw_text(p, out, left + j * (s->w + l->gap), y, s->w, s->column[j]);
     y += l->head + (l->head ? l->gap : 0);
     for (int i = 0; i < s->rows; i++, y += s->h + l->foot + l->gap) {
-        if (s->row)
+        if (l->side)
             draw_text(p, out, l->gap, y, l->side, s->row[i]);
         for (int j = 0; j < s->columns && rc == 0; j++) {
             int k = i * s->columns + j, x = left + j * (s->w + l->gap);

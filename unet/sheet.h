@@ -14,7 +14,7 @@
 
 struct sheet {
     int columns, rows;
-    int w, h;                    /* pixels of a cell; pictures of another size are resampled to it */
+    int w, h; /* pixels of a cell; pictures of another size are resampled to it */
     const struct image *picture; /* [rows, columns]; one without pixels leaves its cell empty */
     /* Words, each list or any of its texts may be NULL. UTF-8. */
     const char *title;         /* above everything */

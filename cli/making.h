@@ -1,0 +1,82 @@
+/* making.h: pictures in the making: from a command line to a model, its adapters and a plan in memory.
+ *
+ *     struct making m = {0};
+ *     making_options(o, &m);                       // and the command's own behind them
+ *     rc = making_parse(&m, o, argc, argv, &err);  // all of m.r
+ *     rc = rc < 0 ? rc : making_load(&m, &err);
+ *     rc = rc < 0 ? rc : making_picture(&m, &p, &err);
+ *     rc = rc < 0 ? rc : generator_open(&m.g, m.model, m.use, m.r.n_adapter, m.r.fold, &err);
+ *     rc = rc < 0 ? rc : making_plan(&m, &p, &err);
+ *     rc = rc < 0 ? rc : making_run(&m, &p, &image, &err);
+ *     making_release(&m);
+ *
+ * Fill with zero before making_options.
+ */
+#ifndef WEFT_MAKING_H
+#define WEFT_MAKING_H
+
+#include "cli.h"
+#include "request.h"
+
+#include "compose/generate.h"
+#include "store/adapter.h"
+
+/* Options as given, before they are laid over the settings of --like. */
+struct given {
+    const char *prompt, *negative, *model, *sampler, *schedule, *rng, *init;
+    struct option_list adapter, embedding, compose;
+    uint64_t seed;
+    int size[2], steps, clip_skip, tile;
+    double cfg, eta, denoise;
+    bool fold, has_seed, has_steps, has_clip_skip, has_tile, has_cfg, has_eta, has_denoise;
+};
+
+/* Everything one call of a command holds; released whole at the end. */
+struct making {
+    struct given given;
+    struct request r;
+    struct repo *repo; /* NULL: there is none */
+    struct device *dev;
+    struct model *model;
+    struct adapter_file **file; /* [r.n_adapter] */
+    struct adapter **adapter;
+    struct use *use;
+    struct generator *g; /* the command opens it */
+    struct prompt prompt, negative;
+    struct words *words;
+    struct image init;
+    struct cost cost;
+
+    /* of this call, not of the picture */
+    const char *like, *device, *isa, *home;
+    int threads;
+    bool verbose, allow_partial, triggers;
+    bool named; /* r has the adapters that the prompt names */
+};
+
+/* The options of every command that makes pictures; returns the end of the table, where the command puts
+ * its own and a last one without a name. */
+struct option *making_options(struct option *o, struct making *m);
+/* Samplers and what a prompt may hold, for `weft help`. */
+void making_help(void);
+
+/* Reads one prompt and the options, opens the repository where there is one, and lays all over the settings of --like. What --compose
+ * names is left to the command (m->given.compose). */
+int making_parse(struct making *m, const struct option *o, int argc, char **argv, struct err *err);
+/* Prompts, device, model, adapters, their words and the picture to start from. */
+int making_load(struct making *m, struct err *err);
+/* The request as the generator takes it; its size becomes known. */
+int making_picture(struct making *m, struct picture *p, struct err *err);
+/* Once m->g is open: plans p (m->cost), says on stderr what it will take, and refuses what has no room.
+ * n_picture: how many such pictures there will be. */
+int making_plan(struct making *m, const struct picture *p, int n_picture, struct err *err);
+/* One planned picture, with a progress bar. ERR_STOPPED after Ctrl-C. Release im. */
+int making_run(struct making *m, const struct picture *p, struct image *im, struct err *err);
+/* Whether a picture could be written there at the end. */
+int making_can_write(const struct making *m, const char *path, struct err *err);
+/* A PNG that remembers m->r. */
+int making_write(const struct making *m, const char *path, const struct image *im, struct err *err);
+
+void making_release(struct making *m);
+
+#endif
