@@ -66,26 +66,24 @@ static int copy(const char *from, const char *to, struct err *err)
     return rc;
 }
 
-/* The picture beside an adapter as "thumbs/ID.png"; NULL where there is none that can be read. */
+/* The picture of an adapter as "thumbs/ID.png"; NULL where there is none that can be read. */
 static char *thumbnail(struct catalog *c, const struct repo_adapter *a)
 {
-    const char *dot = a->preview ? strrchr(a->preview, '.') : NULL;
-    char *name = NULL, *to = NULL;
+    char *from = repo_preview(c->s.r, a), *name = NULL, *to = NULL;
+    const char *dot = from ? strrchr(from, '.') : NULL;
     struct err why;
-    if (!dot || strlen(dot) > 5 || strchr(dot, '/') ||
-        asprintf(&name, "thumbs/%s%s", a->id, dot) < 0)
-        return NULL;
-    to = file_join(c->out, name);
-    int rc = !to                       ? -1
-             : strcasecmp(dot, ".png") ? copy(a->preview, to, &why)
-                                       : shrink(a->preview, to, &why);
+    int rc = -1;
+    if (dot && strlen(dot) <= 5 && !strchr(dot, '/') &&
+        asprintf(&name, "thumbs/%s%s", a->id, dot) > 0 && (to = file_join(c->out, name)))
+        rc = strcasecmp(dot, ".png") ? copy(from, to, &why) : shrink(from, to, &why);
+    free(from);
     free(to);
-    if (rc < 0) {
-        free(name);
-        return NULL;
+    if (rc == 0) {
+        c->pictures++;
+        return name;
     }
-    c->pictures++;
-    return name;
+    free(name);
+    return NULL;
 }
 
 /* ---- the folder ------------------------------------------------------------------------------ */
@@ -183,5 +181,6 @@ const struct command command_catalog = {
     .more =
         "Open DIR/index.html in a browser: thumbnails, triggers, bases, strengths, twins, and a "
         "box "
-        "to\nsearch them. Pictures are those that lie beside the adapters' files.",
+        "to\nsearch them. Pictures are those of weft preview, and those that lie beside the "
+        "adapters' files.",
 };

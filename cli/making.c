@@ -30,8 +30,8 @@ static int open_device(struct making *m, struct err *err)
 static int open_model(struct making *m, struct err *err)
 {
     int rc = request_model(&m->r, err);
-    char *demo = rc < 0 || m->r.model ? NULL : cli_asset("model");
-    rc = rc < 0 ? rc
+    char *demo = rc < 0 || m->r.model || m->model ? NULL : cli_asset("model");
+    rc = rc < 0 || m->model ? rc
          : m->r.model || demo
              ? model_open(&m->model, m->dev, demo ? demo : m->r.model, err)
              : err_set(err, ERR_IO,
@@ -185,11 +185,16 @@ static int read_init(struct making *m, struct err *err)
     return rc;
 }
 
+int making_model(struct making *m, struct err *err)
+{
+    int rc = m->dev ? 0 : open_device(m, err);
+    return rc < 0 ? rc : open_model(m, err);
+}
+
 int making_load(struct making *m, struct err *err)
 {
     int rc = read_prompts(m, err);
-    rc = rc < 0 ? rc : open_device(m, err);
-    rc = rc < 0 ? rc : open_model(m, err);
+    rc = rc < 0 ? rc : making_model(m, err);
     rc = rc < 0 ? rc : open_adapters(m, err);
     rc = rc < 0 ? rc : embeddings_open(&m->words, &m->r, m->model, m->file, m->verbose, err);
     return rc < 0 || !m->r.init ? rc : read_init(m, err);
@@ -342,7 +347,7 @@ int making_write(const struct making *m, const char *path, const struct image *i
     return rc;
 }
 
-void making_release(struct making *m)
+void making_forget(struct making *m)
 {
     generator_close(m->g);
     for (int i = 0; m->use && i < m->r.n_adapter; i++) {
@@ -352,15 +357,25 @@ void making_release(struct making *m)
     free(m->adapter);
     free(m->file);
     free(m->use);
-    free(m->given.adapter.item);
-    free(m->given.embedding.item);
-    free(m->given.compose.item);
     words_free(m->words);
-    model_close(m->model);
-    device_close(m->dev);
     prompt_release(&m->prompt);
     prompt_release(&m->negative);
     image_release(&m->init);
     request_release(&m->r);
+    m->g = NULL;
+    m->adapter = NULL;
+    m->file = NULL;
+    m->use = NULL;
+    m->words = NULL;
+}
+
+void making_release(struct making *m)
+{
+    making_forget(m);
+    free(m->given.adapter.item);
+    free(m->given.embedding.item);
+    free(m->given.compose.item);
+    model_close(m->model);
+    device_close(m->dev);
     repo_close(m->repo);
 }

@@ -63,6 +63,11 @@ void making_help(void);
 /* Reads one prompt and the options, opens the repository where there is one, and lays all over the settings of --like. What --compose
  * names is left to the command (m->given.compose). */
 int making_parse(struct making *m, const struct option *o, int argc, char **argv, struct err *err);
+/* What an options table of the command's own laid into m->given becomes the request, with this prompt; what was
+ * loaded for another one is released, but for device and model. */
+int making_request(struct making *m, const char *prompt, struct err *err);
+/* Device and model, unless they are there. */
+int making_model(struct making *m, struct err *err);
 /* Prompts, device, model, adapters, their words and the picture to start from. */
 int making_load(struct making *m, struct err *err);
 /* The request as the generator takes it; its size becomes known. */
@@ -77,6 +82,8 @@ int making_can_write(const struct making *m, const char *path, struct err *err);
 /* A PNG that remembers m->r. */
 int making_write(const struct making *m, const char *path, const struct image *im, struct err *err);
 
+/* Releases the request and what was loaded for it; device, model and repository stay. */
+void making_forget(struct making *m);
 void making_release(struct making *m);
 
 #endif

@@ -178,6 +178,25 @@ static uint64_t fresh_seed(void)
     return s;
 }
 
+static int fill_in(struct making *m, struct err *err)
+{
+    int rc = apply(&m->r, &m->given, err);
+    if (rc == 0 && !m->r.prompt)
+        rc = request_set(&m->r.prompt, "", err);
+    if (rc == 0 && !m->r.negative)
+        rc = request_set(&m->r.negative, "", err);
+    return rc;
+}
+
+int making_request(struct making *m, const char *prompt, struct err *err)
+{
+    making_forget(m);
+    request_init(&m->r);
+    m->r.repo = m->repo;
+    m->given.prompt = prompt;
+    return fill_in(m, err);
+}
+
 int making_parse(struct making *m, const struct option *o, int argc, char **argv, struct err *err)
 {
     struct given *g = &m->given;
@@ -199,11 +218,6 @@ int making_parse(struct making *m, const struct option *o, int argc, char **argv
         if (!m->like && !g->has_seed)
             m->r.seed = fresh_seed();
     }
-    rc = rc < 0 ? rc : apply(&m->r, g, err);
-    if (rc == 0 && !m->r.prompt)
-        rc = request_set(&m->r.prompt, "", err);
-    if (rc == 0 && !m->r.negative)
-        rc = request_set(&m->r.negative, "", err);
     free(rest);
-    return rc;
+    return rc < 0 ? rc : fill_in(m, err);
 }

@@ -172,6 +172,7 @@ static int put_lists(json_t *j, struct repo *r, int64_t key, struct err *err)
 json_t *adapter_json(struct repo *r, const struct repo_adapter *a, struct err *err)
 {
     json_t *j = json_object();
+    char *picture = repo_preview(r, a);
     json_t *rank = a->rank[1] ? json_pack("[i, i]", a->rank[0], a->rank[1]) : json_null();
     const struct {
         const char *key;
@@ -202,7 +203,7 @@ json_t *adapter_json(struct repo *r, const struct repo_adapter *a, struct err *e
         {"class_word", json_text(a->class_word)},
         {"notes", json_text(a->notes)},
         {"strength", number_or_null(a->strength)},
-        {"preview", json_text(a->preview)},
+        {"preview", json_text(picture)},
         {"copied", json_boolean(a->copied)},
         {"source", json_text(a->source)},
         {"missing", json_boolean(a->missing != 0)},
@@ -210,6 +211,7 @@ json_t *adapter_json(struct repo *r, const struct repo_adapter *a, struct err *e
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
         json_object_set_new(j, fields[i].key, fields[i].value);
+    free(picture);
     if (put_lists(j, r, a->key, err) < 0) {
         json_decref(j);
         return NULL;

@@ -84,7 +84,7 @@ static void print_facts(const struct repo_adapter *a)
 
 static int print_words(const struct shelf *s, const struct repo_adapter *a, struct err *err)
 {
-    char text[40];
+    char text[40], *picture = repo_preview(s->r, a);
     int rc = list_field(s, a, "triggers", REPO_TRIGGERS, err);
     rc = rc < 0 ? rc : list_field(s, a, "maybe", REPO_CANDIDATES, err);
     rc = rc < 0 ? rc : list_field(s, a, "tags", REPO_TAGS, err);
@@ -97,7 +97,8 @@ static int print_words(const struct shelf *s, const struct repo_adapter *a, stru
         snprintf(text, sizeof text, "%g", a->strength);
         field("strength", text);
     }
-    field("preview", a->preview);
+    field("preview", picture);
+    free(picture);
     return rc;
 }
 

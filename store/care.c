@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* ---- verify ---------------------------------------------------------------------------------- */
@@ -78,6 +79,15 @@ static int is_needed(struct repo *r, const char *path, struct err *err)
 {
     int64_t n = 0;
     char weights[PATH_MAX];
+    if (!strncmp(path, PREVIEWS "/", sizeof PREVIEWS)) {
+        char sha[HASH_HEX];
+        snprintf(sha, sizeof sha, "%s", path + sizeof PREVIEWS);
+        int rc = strcmp(path + strlen(path) - 4, ".png")
+                     ? 0
+                     : db_int(r->db, err, &n, 0, "SELECT 1 FROM adapter WHERE data_sha256 = ?", "s",
+                              sha);
+        return rc < 0 ? rc : n == 1;
+    }
     const char *config = strstr(path, "/adapter_config.json");
     snprintf(weights, sizeof weights, "%.*s%s", config ? (int)(config - path) : (int)strlen(path),
              path, config ? "/adapter_model.safetensors" : "");
@@ -110,12 +120,18 @@ static int find_orphans(struct repo *r, const char *rel, struct texts *out, int 
     return rc;
 }
 
+static int find_all_orphans(struct repo *r, struct texts *out, struct err *err)
+{
+    int rc = find_orphans(r, "blobs", out, 0, err);
+    return rc < 0 ? rc : find_orphans(r, PREVIEWS, out, 0, err);
+}
+
 /* A first look without the lock; what seems orphaned is looked at again under it, when no adder is
  * between a file's name and its row. */
 static int verify_orphans(struct repo *r, struct repo_report *out, struct err *err)
 {
     struct texts seen = {0};
-    int rc = find_orphans(r, "blobs", &seen, 0, err);
+    int rc = find_all_orphans(r, &seen, err);
     if (rc == 0 && seen.n) {
         rc = repo_lock(r, true, err);
         for (int i = 0; i < seen.n && rc == 0; i++) {
@@ -204,7 +220,7 @@ static int remove_orphans(struct repo *r, bool dry, struct texts *removed, int64
                           struct err *err)
 {
     struct stat st;
-    int rc = find_orphans(r, "blobs", removed, 0, err);
+    int rc = find_all_orphans(r, removed, err);
     for (int i = 0; i < removed->n && rc == 0; i++) {
         char *whole = file_join(r->home, removed->item[i]), *slash;
         if (!whole)
@@ -235,6 +251,35 @@ int repo_gc(struct repo *r, bool dry, struct texts *removed, int64_t *bytes, str
                    "NOT NULL)",
                    "");
     repo_unlock(r);
+    return rc;
+}
+
+/* ---- previews -------------------------------------------------------------------------------- */
+
+static char *preview_of(const struct repo *r, const struct repo_adapter *a)
+{
+    char *path = NULL;
+    return asprintf(&path, "%s/" PREVIEWS "/%s.png", r->home, a->data_sha256) < 0 ? NULL : path;
+}
+
+char *repo_preview(const struct repo *r, const struct repo_adapter *a)
+{
+    char *path = r ? preview_of(r, a) : NULL;
+    if (path && file_exists(path))
+        return path;
+    free(path);
+    return a->preview && file_exists(a->preview) ? strdup(a->preview) : NULL;
+}
+
+int repo_preview_path(const struct repo *r, const struct repo_adapter *a, char **out,
+                      struct err *err)
+{
+    char *dir = file_join(r->home, PREVIEWS);
+    *out = dir ? preview_of(r, a) : NULL;
+    int rc = *out ? 0 : err_nomem(err, 64);
+    if (rc == 0 && mkdir(dir, 0777) < 0 && errno != EEXIST)
+        rc = err_set(err, ERR_IO, "%s: %s", dir, strerror(errno));
+    free(dir);
     return rc;
 }
 

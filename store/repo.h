@@ -102,6 +102,13 @@ enum repo_texts {
 };
 int repo_texts(struct repo *r, int64_t key, enum repo_texts which, struct texts *out,
                struct err *err);
+/* The picture to show of it: of weft preview, else the one that lay beside its file. A new string, NULL:
+ * none is there. r NULL: of a file in no repository. */
+char *repo_preview(const struct repo *r, const struct repo_adapter *a);
+/* Where weft preview puts its own: by the tensors, so that twins share one and a file that changes has none.
+ * Its folder is made. */
+int repo_preview_path(const struct repo *r, const struct repo_adapter *a, char **out,
+                      struct err *err);
 /* Metadata of the file and what lay beside it, each a JSON object or NULL. New strings. */
 int repo_metadata(struct repo *r, int64_t key, char **file, char **beside, struct err *err);
 
@@ -181,7 +188,7 @@ struct repo_report {
 int repo_verify(struct repo *r, const int64_t *key, int n, struct repo_report *out,
                 int (*progress)(void *user, int done, int total), void *user, struct err *err);
 void repo_report_release(struct repo_report *p);
-/* Removes copies that no adapter needs. dry: only says which. */
+/* Removes copies and previews that no adapter needs. dry: only says which. */
 int repo_gc(struct repo *r, bool dry, struct texts *removed, int64_t *bytes, struct err *err);
 /* Copies the adapter's file to `to`, byte by byte, or refuses when it is not what was added. One with a
  * PEFT config becomes a folder. */

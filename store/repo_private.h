@@ -11,6 +11,8 @@
 
 #define GROUP_MAX 256 /* files a transaction */
 
+#define PREVIEWS "previews" /* folder of weft preview's pictures, below home */
+
 struct repo {
     char *home, *blobs, *stages;
     struct db *db;

@@ -1,0 +1,158 @@
+/* weft preview, as a user meets it. */
+#include "shell.h"
+#include "small_lora.h"
+#include "unet/image.h"
+
+#include <jansson.h>
+#include <sys/stat.h>
+
+#define MODEL "tests/golden/data/tiny-sd1"
+
+static void must(struct shell *s, const char *command)
+{
+    cr_assert_eq(system(command), 0, "%s (%s)", command, s->dir);
+}
+
+/* A home with `film`, which has a trigger, `bare`, and `other` of another base. */
+static void fill(struct shell *s)
+{
+    char command[600];
+    shell_open(s);
+    setenv("WEFT_HOME", in(s, "home"), 1);
+    mkdir(in(s, "in"), 0777);
+    snprintf(command, sizeof command,
+             "cp tests/golden/data/lora-kohya.safetensors '%s' && cp "
+             "tests/golden/data/deltas/loha.safetensors '%s'",
+             in(s, "in/film.safetensors"), in(s, "in/bare.safetensors"));
+    must(s, command);
+    small_lora(in(s, "in/other.safetensors"), &(struct small){.width = 768});
+    weft(s, "add", in(s, "in"), NULL);
+    weft(s, "tag", "film", "--trigger", "film grain", NULL);
+    cr_assert_eq(s->code, 0, "%s", s->err);
+}
+
+/* What show says of NAME's preview; a new string or NULL. */
+static char *preview_of(struct shell *s, const char *name)
+{
+    weft(s, "show", name, "--json", NULL);
+    json_t *j = json_loads(s->out, 0, NULL);
+    cr_assert(j, "%s%s", s->out, s->err);
+    const char *path = json_string_value(json_object_get(j, "preview"));
+    char *out = path ? strdup(path) : NULL;
+    json_decref(j);
+    return out;
+}
+
+static void same_pixels(const char *a, const char *b)
+{
+    struct image x = {0}, y = {0};
+    struct err err;
+    cr_assert_eq(image_read_png(a, &x, NULL, &err), 0, "%s", err.msg);
+    cr_assert_eq(image_read_png(b, &y, NULL, &err), 0, "%s", err.msg);
+    cr_assert(x.w == y.w && x.h == y.h);
+    cr_expect_arr_eq(x.rgb, y.rgb, 3 * (size_t)x.w * (size_t)x.h);
+    image_release(&x);
+    image_release(&y);
+}
+
+/* The thumbnail is the picture that render makes of the same words and seed, and one with its trigger. */
+Test(cli_preview, is_a_picture_of_render)
+{
+    struct shell s;
+    fill(&s);
+    weft(&s, "preview", "film", "-m", MODEL, "--steps", "2", "--prompt", "a tree", NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    char *path = preview_of(&s, "film");
+    cr_assert(path && !strncmp(path, in(&s, "home/previews/"), strlen(in(&s, "home/previews/"))));
+    weft(&s, "render", "film grain, a tree", "-a", "film", "-m", MODEL, "--steps", "2", "--seed",
+         "1", "-o", in(&s, "same.png"), NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    same_pixels(path, in(&s, "same.png"));
+    weft(&s, "render", "--like", path, "-o", in(&s, "again.png"), NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    same_pixels(path, in(&s, "again.png"));
+    free(path);
+    shell_close(&s);
+}
+
+/* --missing makes what has none, passes over the rest with the reason, and goes on where it was. */
+Test(cli_preview, missing_ones)
+{
+    struct shell s;
+    struct image im = {.w = 4, .h = 4, .rgb = calloc(48, 1)};
+    struct err err;
+    fill(&s);
+    weft(&s, "preview", "--missing", "-m", MODEL, "--steps", "1", NULL);
+    cr_expect_eq(s.code, 0, "%s", s.err);
+    cr_expect(strstr(s.out, "made     film") && strstr(s.out, "made     bare"), "%s", s.out);
+    cr_expect(strstr(s.out, "refused  other: made for sd1 (texts of width 768), and this model "
+                            "takes 16"),
+              "%s", s.out);
+    cr_expect(strstr(s.out, "2 made, 1 refused"), "%s", s.out);
+
+    weft(&s, "preview", "--missing", "-m", MODEL, "--json", NULL);
+    json_t *j = json_loads(s.out, 0, NULL);
+    cr_assert(s.code == 0 && j, "%s%s", s.out, s.err);
+    cr_expect_str_eq(json_string_value(json_object_get(j, "name")), "other");
+    cr_expect_str_eq(json_string_value(json_object_get(j, "status")), "refused");
+    json_decref(j);
+
+    weft(&s, "catalog", "-o", in(&s, "page"), NULL);
+    cr_expect(strstr(s.out, "3 adapters, 2 pictures"), "%s", s.out);
+
+    /* where a picture lies beside the file, removing ours brings that one back, untouched */
+    cr_assert_eq(image_write_png(in(&s, "in/film.preview.png"), &im, NULL, 0, &err), 0);
+    must(&s, "touch $WEFT_HOME/../in/film.safetensors");
+    weft(&s, "sync", NULL);
+    char *ours = preview_of(&s, "film");
+    weft(&s, "preview", "film", "bare", "--remove", NULL);
+    cr_expect_eq(s.code, 0, "%s", s.err);
+    char *theirs = preview_of(&s, "film"), *none = preview_of(&s, "bare");
+    cr_expect(ours && strstr(ours, "/home/previews/"), "%s", ours);
+    cr_expect_str_eq(theirs, in(&s, "in/film.preview.png"));
+    cr_expect_null(none);
+    struct image left = {0};
+    cr_assert_eq(image_read_png(theirs, &left, NULL, &err), 0, "%s", err.msg);
+    cr_expect(left.w == 4 && left.h == 4);
+    image_release(&left);
+    image_release(&im);
+    free(ours);
+    free(theirs);
+    shell_close(&s);
+}
+
+/* Once its adapter is forgotten gc takes the picture away. */
+Test(cli_preview, gc)
+{
+    struct shell s;
+    fill(&s);
+    weft(&s, "preview", "film", "bare", "-m", MODEL, "--steps", "1", NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    weft(&s, "gc", NULL);
+    cr_expect(!strncmp(s.out, "0 files", 7), "%s", s.out);
+    weft(&s, "rm", "film", NULL);
+    weft(&s, "gc", NULL);
+    cr_expect(!strncmp(s.out, "1 files", 7), "%s", s.out);
+    char *path = preview_of(&s, "bare");
+    cr_expect(path && file_exists(path));
+    free(path);
+    shell_close(&s);
+}
+
+Test(cli_preview, refuses)
+{
+    struct shell s;
+    fill(&s);
+    weft(&s, "preview", NULL);
+    expect_failure(&s, 2, "which? NAME, or --missing");
+    weft(&s, "preview", "film", "--missing", NULL);
+    expect_failure(&s, 2, "not both");
+    weft(&s, "preview", "nobody", NULL);
+    expect_failure(&s, 1, "nobody");
+    weft(&s, "preview", "other", "-m", MODEL, NULL);
+    cr_expect_eq(s.code, 1);
+    cr_expect(strstr(s.err, "none of 1 could be made"), "%s", s.err);
+    weft(&s, "preview", "film", "-m", in(&s, "no-model"), NULL);
+    expect_failure(&s, 1, "no-model");
+    shell_close(&s);
+}
