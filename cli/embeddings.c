@@ -1,6 +1,7 @@
 #include "embeddings.h"
 
 #include "store/embedding.h"
+#include "unet/file.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -61,6 +62,51 @@ static int add_file(struct words *w, struct request_embedding *e, const struct e
                : rc;
 }
 
+/* Whether it must be this one: the prompts say embedding:NAME. */
+static bool is_demanded(const struct request *r, const char *name)
+{
+    char whole[300];
+    snprintf(whole, sizeof whole, "embedding:%.250s", name);
+    return strcasestr(r->prompt, whole) || strcasestr(r->negative, whole);
+}
+
+/* One that the repository offers: its word stays an ordinary one where another has the name, or where it
+ * does not fit. */
+static int add_found(struct words *w, const struct request *r, struct request_embedding *e,
+                     const struct embedding_list *l, bool verbose, struct err *err)
+{
+    char why[160];
+    int fits = -1;
+    for (int i = 0; i < l->n && fits < 0; i++)
+        fits = l->item[i].width == words_width(w) && !l->item[i].per_layer ? i : -1;
+    const char *name = e->name ? e->name : l->n ? l->item[fits < 0 ? 0 : fits].name : "";
+    if (l->n == 0 || words_find(w, name) >= 0)
+        return 0;
+    if (fits >= 0)
+        return add_file(w, e, l, verbose, err);
+    snprintf(why, sizeof why, "its vectors have %d values, this model's text encoder takes %d",
+             l->item[0].width, words_width(w));
+    if (is_demanded(r, name))
+        return words_add_refused(w, name, l->item[0].per_layer ? per_layer : why, err);
+    fprintf(stderr, "'%s' is an embedding of the repository, but not for this model: %s\n", name,
+            l->item[0].per_layer ? per_layer : why);
+    return 0;
+}
+
+/* A file that was moved is found again by its vectors. */
+static int relocate(struct request *r, struct request_embedding *e, struct err *err)
+{
+    struct repo_adapter a;
+    if (!r->repo || !*e->sha256 || file_exists(e->path))
+        return 0;
+    int rc = repo_find_data(r->repo, e->sha256, &a, err);
+    if (rc != 0)
+        return rc < 0 ? rc : 0;
+    rc = request_set(&e->path, a.path, err);
+    repo_adapter_release(&a);
+    return rc;
+}
+
 static int open_file(struct words *w, struct request *r, int i, bool verbose, struct err *err)
 {
     struct request_embedding *e = &r->embedding[i];
@@ -68,18 +114,28 @@ static int open_file(struct words *w, struct request *r, int i, bool verbose, st
     struct tensor_file *f = NULL;
     char sha[HASH_HEX];
     size_t size = 0;
-    int rc = tensor_file_open(&f, e->path, err);
+    int rc = relocate(r, e, err);
+    if (rc == 0 && e->found && !file_exists(e->path) && !is_demanded(r, e->name ? e->name : "")) {
+        fprintf(stderr, "'%s' would be an embedding of the repository, but %s is gone\n",
+                e->name ? e->name : "?", e->path);
+        return 0;
+    }
+    rc = rc < 0 ? rc : tensor_file_open(&f, e->path, err);
     if (rc == 0) {
         const void *data = tensor_file_data(f, &size);
         rc = hash_bytes(sha, data, size, err);
     }
     if (rc == 0 && *e->sha256 && strcmp(sha, e->sha256))
         rc = err_set(err, ERR_MISMATCH,
-                     "%s: not the file the picture was made with (its vectors differ)", e->path);
+                     e->found ? "%s: not what was added; weft sync takes it as it is"
+                              : "%s: not the file the picture was made with (its vectors differ)",
+                     e->path);
     if (rc == 0)
         memcpy(e->sha256, sha, sizeof sha);
     rc = rc < 0 ? rc : embedding_read(&l, f, e->path, err);
-    rc = rc < 0 ? rc : add_file(w, e, &l, verbose, err);
+    rc = rc < 0     ? rc
+         : e->found ? add_found(w, r, e, &l, verbose, err)
+                    : add_file(w, e, &l, verbose, err);
     embedding_list_release(&l);
     tensor_file_close(f);
     return rc;
@@ -123,17 +179,26 @@ int embeddings_open(struct words **out, struct request *r, const struct model *m
     int n_given = *out ? words_count(*out) : 0;
     for (int i = 0; i < r->n_adapter && rc == 0; i++)
         rc = add_bundled(*out, n_given, file[i], verbose, err);
+    int i = r->n_embedding;
+    rc = rc < 0 ? rc : request_find_embeddings(r, err);
+    for (; i < r->n_embedding && rc == 0; i++)
+        rc = open_file(*out, r, i, verbose, err);
     return rc;
 }
 
-int embeddings_check_used(const struct words *w, const struct request *r, struct err *err)
+int embeddings_settle(const struct words *w, struct request *r, bool quiet, struct err *err)
 {
-    for (int i = 0; i < r->n_embedding; i++) {
+    for (int i = r->n_embedding - 1; i >= 0; i--) {
         const struct request_embedding *e = &r->embedding[i];
-        bool used = !e->given;
+        bool used = false;
         for (int k = e->first; k < e->first + e->n_word; k++)
             used |= words_used(w, k);
-        if (!used)
+        if (!used && e->found)
+            request_drop_embedding(r, i);
+        else if (e->found && !quiet)
+            fprintf(stderr, "'%s' in the prompt is the embedding %s\n", words_name(w, e->first),
+                    e->path);
+        else if (!used && e->given)
             return err_set(err, ERR_ARG,
                            "%s: neither prompt has its word '%.100s'%s; --embedding FILE=NAME "
                            "calls it NAME",

@@ -289,7 +289,7 @@ static int announce(const struct making *m, int n_picture, struct err *err)
                        "this needs %s and %s are free: make --size smaller, or --tile 64, or close "
                        "something",
                        human_bytes(need, sizeof need, bytes), human_bytes(have, sizeof have, room));
-    if (m->verbose || isatty(STDERR_FILENO))
+    if (n_picture && (m->verbose || isatty(STDERR_FILENO)))
         fprintf(stderr,
                 "%d picture%s of %d passes of the UNet, about %.1f s each, %s and %s of weights\n",
                 n_picture, n_picture == 1 ? "" : "s", m->cost.passes,
@@ -302,7 +302,7 @@ static int announce(const struct making *m, int n_picture, struct err *err)
 int making_plan(struct making *m, const struct picture *p, int n_picture, struct err *err)
 {
     int rc = generator_prepare(m->g, p, &m->cost, err);
-    rc = rc < 0 ? rc : embeddings_check_used(m->words, &m->r, err);
+    rc = rc < 0 ? rc : embeddings_settle(m->words, &m->r, n_picture == 0, err);
     return rc < 0 ? rc : announce(m, n_picture, err);
 }
 

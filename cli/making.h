@@ -73,7 +73,7 @@ int making_load(struct making *m, struct err *err);
 /* The request as the generator takes it; its size becomes known. */
 int making_picture(struct making *m, struct picture *p, struct err *err);
 /* Once m->g is open: plans p (m->cost), says on stderr what it will take, and refuses what has no room.
- * n_picture: how many such pictures there will be. */
+ * n_picture: how many such pictures there will be; 0: says nothing. */
 int making_plan(struct making *m, const struct picture *p, int n_picture, struct err *err);
 /* One planned picture, with a progress bar. ERR_STOPPED after Ctrl-C. Release im. */
 int making_run(struct making *m, const struct picture *p, struct image *im, struct err *err);

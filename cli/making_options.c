@@ -94,7 +94,7 @@ void making_help(void)
          "  [a|b]                        it alternates\n"
          "  a AND b:0.5                  two conditions\n"
          "  <lora:NAME:0.8>              an adapter; <lora:NAME:te:unet>\n"
-         "  NAME embedding:NAME          a textual inversion given with --embedding");
+         "  NAME embedding:NAME          a textual inversion of the repository or --embedding");
 }
 
 /* Lays what was given over r. */

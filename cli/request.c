@@ -305,7 +305,7 @@ int request_add_named(struct request *r, const char *name, double te, double une
 
 /* ---- textual inversions ---------------------------------------------------------------------- */
 
-static struct request_embedding *new_embedding(struct request *r, struct err *err)
+struct request_embedding *request_new_embedding(struct request *r, struct err *err)
 {
     size_t n = (size_t)r->n_embedding + 1;
     struct request_embedding *p = realloc(r->embedding, n * sizeof *p);
@@ -319,9 +319,16 @@ static struct request_embedding *new_embedding(struct request *r, struct err *er
     return p;
 }
 
+void request_drop_embedding(struct request *r, int i)
+{
+    embedding_release(&r->embedding[i]);
+    memmove(&r->embedding[i], &r->embedding[i + 1],
+            (size_t)(--r->n_embedding - i) * sizeof *r->embedding);
+}
+
 int request_add_embedding(struct request *r, const char *text, struct err *err)
 {
-    struct request_embedding *e = new_embedding(r, err);
+    struct request_embedding *e = request_new_embedding(r, err);
     const char *equals = strrchr(text, '=');
     size_t n = strlen(text);
     if (!e)
@@ -339,9 +346,7 @@ int request_add_embedding(struct request *r, const char *text, struct err *err)
         return err_set(err, ERR_IO, "%.*s: no such embedding file", (int)n, text);
     for (int i = r->n_embedding - 1; i-- > 0;)
         if (!r->embedding[i].given && !strcmp(r->embedding[i].path, e->path)) {
-            embedding_release(&r->embedding[i]);
-            memmove(&r->embedding[i], &r->embedding[i + 1],
-                    (size_t)(--r->n_embedding - i) * sizeof *e);
+            request_drop_embedding(r, i);
             e--;
         }
     return 0;
@@ -560,7 +565,7 @@ static int embedding_read_json(struct request *r, json_t *v, struct err *err)
 {
     const char *file = NULL, *sha = NULL;
     json_t *name = NULL;
-    struct request_embedding *e = new_embedding(r, err);
+    struct request_embedding *e = request_new_embedding(r, err);
     if (!e)
         return ERR_NOMEM;
     if (json_unpack(v, "{s:s, s:o, s:s!}", "file", &file, "name", &name, "data_sha256", &sha) ||

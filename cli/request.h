@@ -29,13 +29,14 @@ struct request_adapter {
     struct repo_adapter *row; /* owned; NULL also for one that a picture brought along */
 };
 
-/* --embedding FILE[=NAME] */
+/* --embedding FILE[=NAME], or a word of the prompts that names one of the repository */
 struct request_embedding {
     char *path;
     char *name;            /* what the prompt calls it; NULL: as its file says */
     char sha256[HASH_HEX]; /* of its tensor data; "" until known */
     int first, n_word;     /* its words, once they are read (cli/embeddings.h); not remembered */
     bool given;            /* on this command line */
+    bool found;            /* in the repository, by a word of the prompts */
 };
 
 struct request {
@@ -78,6 +79,13 @@ int request_add_named(struct request *r, const char *name, double te, double une
 /* Adds a textual inversion from the text of --embedding. One of the same file that a picture brought along
  * makes room for it. */
 int request_add_embedding(struct request *r, const char *text, struct err *err);
+
+/* request_repo.c: adds the textual inversions of the repository whose name, alias or own word is somewhere in the
+ * prompts; whether it stands there as a word is known once the texts are cut into tokens. */
+int request_find_embeddings(struct request *r, struct err *err);
+/* A new one at the end, or NULL; and removes the i-th. */
+struct request_embedding *request_new_embedding(struct request *r, struct err *err);
+void request_drop_embedding(struct request *r, int i);
 
 /* Forgets the adapters that the prompt named. */
 void request_drop_named(struct request *r);

@@ -129,3 +129,67 @@ int request_triggers(struct request *r, const struct prompt *p, bool add, bool *
     }
     return rc;
 }
+
+/* ---- textual inversions ---------------------------------------------------------------------- */
+
+static bool is_said(const struct request *r, const char *name)
+{
+    return (r->prompt && strcasestr(r->prompt, name)) ||
+           (r->negative && strcasestr(r->negative, name));
+}
+
+static int said_of(struct repo *repo, const struct request *r, int64_t key, enum repo_texts which,
+                   char **out, struct err *err)
+{
+    struct texts t = {0};
+    int rc = *out ? 0 : repo_texts(repo, key, which, &t, err);
+    for (int i = 0; i < t.n && rc == 0 && !*out; i++)
+        if (is_said(r, t.item[i]))
+            rc = request_set(out, t.item[i], err);
+    texts_release(&t);
+    return rc;
+}
+
+struct offer {
+    struct request *r;
+    int n_before;
+    struct err *err;
+};
+
+/* name NULL: its words are called as in its own file. */
+static int add_found(struct offer *o, const struct repo_adapter *a, const char *name)
+{
+    struct request_embedding *e = request_new_embedding(o->r, o->err);
+    if (!e)
+        return ERR_NOMEM;
+    e->found = true;
+    memcpy(e->sha256, a->data_sha256, sizeof e->sha256);
+    int rc = request_set(&e->path, a->path, o->err);
+    return rc < 0 ? rc : request_set(&e->name, name, o->err);
+}
+
+static int offer(void *user, const struct repo_adapter *a)
+{
+    struct offer *o = user;
+    struct request *r = o->r;
+    char *name = NULL, *own = NULL;
+    for (int i = 0; i < o->n_before; i++)
+        if (!strcmp(r->embedding[i].sha256, a->data_sha256) ||
+            !strcmp(r->embedding[i].path, a->path))
+            return 0;
+    int rc = is_said(r, a->name) ? request_set(&name, a->name, o->err) : 0;
+    rc = rc < 0 ? rc : said_of(r->repo, r, a->key, REPO_ALIASES, &name, o->err);
+    rc = rc < 0 ? rc : said_of(r->repo, r, a->key, REPO_TRIGGERS, &own, o->err);
+    rc = rc < 0 || !name ? rc : add_found(o, a, name);
+    rc = rc < 0 || !own ? rc : add_found(o, a, NULL);
+    free(name);
+    free(own);
+    return rc;
+}
+
+int request_find_embeddings(struct request *r, struct err *err)
+{
+    struct repo_filter words = {.kind = "textual-inversion"};
+    struct offer o = {r, r->n_embedding, err};
+    return r->repo ? repo_list(r->repo, &words, offer, &o, err) : 0;
+}

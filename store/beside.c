@@ -1,5 +1,7 @@
 #include "beside.h"
 
+#include "embedding.h"
+
 #include "unet/file.h"
 
 #include <jansson.h>
@@ -269,7 +271,23 @@ char *beside_config(const char *path)
     return NULL;
 }
 
-int beside_read(struct beside *b, const char *path, const char *metadata, struct err *err)
+/* What a prompt calls the textual inversions in the file, where its name does not say it. */
+static int read_words(struct beside *b, const struct tensor_file *file, const char *path,
+                      struct err *err)
+{
+    struct embedding_list l = {0};
+    char *stem = file_stem(path);
+    int rc = stem ? embedding_read(&l, file, path, err) : err_nomem(err, strlen(path));
+    for (int i = 0; i < l.n && rc == 0; i++)
+        if (strcmp(l.item[i].name, stem))
+            add_trigger(b, l.item[i].name, false, "file");
+    embedding_list_release(&l);
+    free(stem);
+    return rc;
+}
+
+int beside_read(struct beside *b, const char *path, const struct tensor_file *file,
+                const char *metadata, struct err *err)
 {
     char *stem = stem_of(path);
     json_t *all = json_object(), *config;
@@ -283,7 +301,8 @@ int beside_read(struct beside *b, const char *path, const char *metadata, struct
         find_preview(b, stem);
         b->config = beside_config(path);
     }
-    if (b->config)
+    rc = rc < 0 ? rc : read_words(b, file, path, err);
+    if (rc == 0 && b->config)
         rc = hash_file(b->config_sha256, b->config, err);
     if (b->config && (config = load(b, b->config, "adapter_config.json")))
         json_object_set_new(all, "peft", config);

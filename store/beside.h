@@ -1,4 +1,4 @@
-/* beside.h: what other tools left beside an adapter file, and what its trainer wrote into it.
+/* beside.h: what other tools left beside an adapter file, and the words that its trainer wrote into it.
  *
  *     STEM.json            AUTOMATIC1111: activation text, preferred weight, notes
  *     STEM.civitai.info    Civitai Helper: trained words, the model's name and tags
@@ -12,6 +12,7 @@
 #ifndef WEFT_BESIDE_H
 #define WEFT_BESIDE_H
 
+#include "tensor_file.h"
 #include "unet/err.h"
 #include "unet/hash.h"
 
@@ -35,8 +36,10 @@ struct beside {
     char config_sha256[HASH_HEX]; /* "" without one */
 };
 
-/* metadata: the file's own, a JSON object or NULL. Fails only without memory. */
-int beside_read(struct beside *b, const char *path, const char *metadata, struct err *err);
+/* file: the words of its textual inversions, but for one that is called as the file is, become triggers.
+ * metadata: its own, a JSON object or NULL. */
+int beside_read(struct beside *b, const char *path, const struct tensor_file *file,
+                const char *metadata, struct err *err);
 void beside_release(struct beside *b);
 
 /* The path of the PEFT config that means this file, a new string; NULL: none. */

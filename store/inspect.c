@@ -67,7 +67,7 @@ int repo_inspect(const char *path, struct repo_adapter *out, char **metadata, ch
     memset(out, 0, sizeof *out);
     *metadata = *beside = NULL;
     rc = rc < 0 ? rc : facts_read(&f, st, file, err);
-    rc = rc < 0 ? rc : beside_read(&b, file, f.metadata, err);
+    rc = rc < 0 ? rc : beside_read(&b, file, st, f.metadata, err);
     rc = rc < 0 ? rc : fill(out, file, &f, &b, err);
     if (rc == 0) {
         const void *data = tensor_file_data(st, &size);

@@ -68,10 +68,8 @@ static int look_at(struct group *g, struct intake *in, struct err *err)
         torch = strcmp(tensor_file_container(st), "safetensors") != 0;
         rc = torch ? hash_bytes(tensors, p, data, err) : 0; /* they lie apart in the file */
     }
+    rc = rc < 0 ? rc : beside_read(&in->beside, in->path, st, in->facts.metadata, err);
     tensor_file_close(st);
-    if (rc < 0)
-        return as_refusal(err);
-    rc = beside_read(&in->beside, in->path, in->facts.metadata, err);
     if (rc < 0)
         return as_refusal(err);
     if (in->beside.note)

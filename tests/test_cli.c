@@ -571,6 +571,80 @@ Test(cli, words_in_adapters)
     shell_close(&s);
 }
 
+/* A word of the repository needs no option: by its name there, by embedding:NAME, by the word in its file. */
+Test(cli, embeddings_of_the_repository)
+{
+    struct shell s;
+    struct image im = {0};
+    struct image_texts t = {0};
+    char command[400];
+    shell_open(&s);
+    setenv("WEFT_HOME", in(&s, "home"), 1);
+    mkdir(in(&s, "in"), 0777);
+    snprintf(command, sizeof command, "cp " WORDS "a1111.pt %s; cp " WORDS "learned_embeds.bin %s",
+             in(&s, "in/bird.pt"), in(&s, "in/toy.bin"));
+    cr_assert_eq(system(command), 0);
+    weft(&s, "add", in(&s, "in"), NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+#define RENDER(prompt, to)                                                                         \
+    weft(&s, "render", prompt, "-m", MODEL, "--steps", "2", "--seed", "3", "-o", in(&s, to),       \
+         NULL);                                                                                    \
+    cr_assert_eq(s.code, 0, "%s", s.err)
+    RENDER("a (bird:1.2) and <owl-toy>", "a.png");
+    cr_expect(strstr(s.err, "'bird' in the prompt is the embedding ") &&
+                  strstr(s.err, "'<owl-toy>' in the prompt is the embedding "),
+              "%s", s.err);
+    RENDER("a (embedding:BIRD:1.2) and <owl-toy>", "b.png");
+    RENDER("a (embedding:bird:1.2) and <owl-toy>, birdsong", "c.png");
+    RENDER("birdsong", "d.png"); /* only a beginning: not the word */
+    cr_expect_eq(*s.err, 0, "%s", s.err);
+    read_picture(in(&s, "d.png"), &im, &t);
+    cr_expect(!strstr(image_text_find(&t, "weft"), "embeddings"));
+    image_release(&im);
+    image_texts_release(&t);
+
+    /* the same as with --embedding, and remembered; the file may move */
+    unsetenv("WEFT_HOME");
+    weft(&s, "render", "a (bird:1.2) and <owl-toy>", "-m", MODEL, "--embedding",
+         in(&s, "in/bird.pt"), "--embedding", in(&s, "in/toy.bin"), "--steps", "2", "--seed", "3",
+         "-o", in(&s, "e.png"), NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    setenv("WEFT_HOME", in(&s, "home"), 1);
+    cr_assert_eq(rename(in(&s, "in/bird.pt"), in(&s, "in/crow.pt")), 0);
+    weft(&s, "sync", NULL);
+    weft(&s, "render", "--like", in(&s, "a.png"), "-o", in(&s, "f.png"), NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    char *p[6];
+    for (int i = 0; i < 6; i++)
+        p[i] = pixels(&s, (char[]){(char)('a' + i), '.', 'p', 'n', 'g', 0});
+    cr_expect(!memcmp(p[0], p[1], 64 * 64 * 3) && memcmp(p[0], p[2], 64 * 64 * 3));
+    cr_expect(!memcmp(p[0], p[4], 64 * 64 * 3), "--embedding makes another picture");
+    cr_expect(!memcmp(p[0], p[5], 64 * 64 * 3), "--like makes another picture");
+    for (int i = 0; i < 6; i++)
+        free(p[i]);
+    shell_close(&s);
+}
+
+/* One of another width stays an ordinary word, unless it is asked for by embedding:. */
+Test(cli, embeddings_of_the_repository_that_do_not_fit)
+{
+    struct shell s;
+    shell_open(&s);
+    setenv("WEFT_HOME", in(&s, "home"), 1);
+    weft(&s, "add", WORDS "a1111.pt", NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    weft(&s, "tag", "a1111", "--rename", "bird", NULL);
+    weft(&s, "render", "a bird", "-m", MODEL2, "--steps", "1", "-o", in(&s, "a.png"), NULL);
+    cr_expect_eq(s.code, 0, "%s", s.err);
+    cr_expect(strstr(s.err, "'bird' is an embedding of the repository, but not for this model"),
+              "%s", s.err);
+    unlink(in(&s, "a.png"));
+    weft(&s, "render", "a embedding:bird", "-m", MODEL2, "--steps", "1", "-o", in(&s, "a.png"),
+         NULL);
+    expect_failure(&s, 1, "this model's text encoder takes");
+    shell_close(&s);
+}
+
 Test(cli, embeddings_that_cannot_be)
 {
     struct shell s;
