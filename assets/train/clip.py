@@ -130,27 +130,18 @@ def relit(x, role):
     return x.clamp(-1, 1)
 
 
-def unsteady(z, off):
-    """Latents a little off, finely and in blotches, as a denoiser's are."""
-    if not off:
-        return z
-    def much():
-        return off * torch.rand(len(z), 1, 1, 1)
-    blotches = F.interpolate(torch.randn(len(z), 4, 8, 8), z.shape[2:], mode="bilinear")
-    return z * (1 + .3 * much() * torch.randn(len(z), 1, 1, 1)) + much() * torch.randn_like(z) + (
-        much() * blotches)
-
-
 class Everything:
     """Loss of the scorers' batches."""
 
     def __init__(self, model, tok, seed, role):
         vae = AutoencoderKL.from_pretrained(path("model", "vae")).eval().requires_grad_(False)
         self.model, self.role, off = model, role, OFF[role]
+
+        def through(x):
+            z = vae.encode(x).latent_dist.mean
+            return vae.decode(unsteady(z, off) if off else z).sample
         self.scenes = Scenes(World(seed, splits=("core", "more", "held")),
-                             through=lambda x: vae.decode(unsteady(vae.encode(x).latent_dist.mean,
-                                                                   off)).sample,
-                             share=.6 if off else .2)
+                             through=through, share=.6 if off else .2)
         names = [article(n) for n in self.scenes.names]
         looks = [PLAIN] + [v[1] for v in styles.STYLES.values()]
         self.texts = [tokens(tok, [t.format(n) for n in names] + looks) for t in TEMPLATES]

@@ -47,6 +47,16 @@ def images(x):
     return ((x.float() + 1) * 127.5).clamp(0, 255).round().byte().permute(0, 2, 3, 1).numpy()
 
 
+def unsteady(z, off):
+    """Latents put off by up to `off` deviations, finely and in blotches, as a denoiser's are."""
+    def much():
+        return off * torch.rand(len(z), 1, 1, 1)
+    blotches = torch.nn.functional.interpolate(torch.randn(*z.shape[:2], 8, 8), z.shape[2:],
+                                               mode="bilinear")
+    return (z * (1 + .3 * much() * torch.randn(len(z), 1, 1, 1)) + much() * torch.randn_like(z) +
+            much() * blotches)
+
+
 def sheet(rows, file, labels=None, columns=8):
     """A labelled contact sheet."""
     side, room = rows[0].shape[0], 24 if labels else 0

@@ -19,6 +19,7 @@ CONFIG = dict(block_out_channels=(24, 48, 96), down_block_types=("DownEncoderBlo
               up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, norm_num_groups=12,
               latent_channels=4, sample_size=128, mid_block_add_attention=False, scaling_factor=1.0)
 KL = 1e-3
+OFF = .35  # see decoder_loss
 
 
 def chance(r):
@@ -87,11 +88,10 @@ def whole_loss(vae, x):
 
 
 def decoder_loss(vae, x):
-    """The encoder stays, and so the space that the denoiser knows. Latents are a little off, as a
-    denoiser's are."""
+    """The encoder stays, and so the space that the denoiser knows. Latents are put off: what a denoiser
+    leaves unclean the decoder is to clear."""
     with torch.no_grad():
-        z = vae.encode(x).latent_dist.mean
-        z = z + .12 * torch.rand(len(z), 1, 1, 1) * torch.randn_like(z)
+        z = unsteady(vae.encode(x).latent_dist.mean, OFF)
     return distance(x, vae.decode(z).sample)
 
 
