@@ -87,7 +87,7 @@ $(B)/cli/catalog.o: $(B)/cli/catalog.inc
 $(B)/store/db.o $(B)/cli/catalog.o: FLAGS += -I$(B)
 $(B)/unet/sheet.o: FLAGS += -isystem /usr/include/freetype2
 
--include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_OBJ:.o=.d)
+-include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_OBJ:.o=.d) $(wildcard $(B)/tests/fuzz/*.d)
 
 # ---- what people type ------------------------------------------------------------------------
 

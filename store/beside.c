@@ -277,7 +277,7 @@ static int read_words(struct beside *b, const struct tensor_file *file, const ch
 {
     struct embedding_list l = {0};
     char *stem = file_stem(path);
-    int rc = stem ? embedding_read(&l, file, path, err) : err_nomem(err, strlen(path));
+    int rc = !stem ? err_nomem(err, strlen(path)) : file ? embedding_read(&l, file, path, err) : 0;
     for (int i = 0; i < l.n && rc == 0; i++)
         if (strcmp(l.item[i].name, stem))
             add_trigger(b, l.item[i].name, false, "file");

@@ -36,7 +36,8 @@ struct beside {
     char config_sha256[HASH_HEX]; /* "" without one */
 };
 
-/* file: the words of its textual inversions, but for one that is called as the file is, become triggers.
+/* file: the words of its textual inversions, but for one that is called as the file is, become triggers; may
+ * be NULL.
  * metadata: its own, a JSON object or NULL. */
 int beside_read(struct beside *b, const char *path, const struct tensor_file *file,
                 const char *metadata, struct err *err);

@@ -177,7 +177,7 @@ static void fuzz_text(const uint8_t *d, size_t n, int which, bool raw)
         if (!f || fwrite(text, 1, raw ? n : strlen(text), f) == SIZE_MAX || fclose(f))
             abort();
     }
-    if (beside_read(&b, stem, which ? NULL : text, &err) == 0) {
+    if (beside_read(&b, stem, NULL, which ? NULL : text, &err) == 0) {
         check(&b);
         beside_release(&b);
     }
