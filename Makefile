@@ -151,4 +151,4 @@ distclean:
 install: all
 	install -D -m 755 build/weft $(DESTDIR)$(PREFIX)/bin/weft
 	mkdir -p $(DESTDIR)$(PREFIX)/share/weft
-	cp -r assets/model $(DESTDIR)$(PREFIX)/share/weft/
+	cp -r assets/model assets/scorer $(DESTDIR)$(PREFIX)/share/weft/

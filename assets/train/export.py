@@ -31,11 +31,22 @@ def averaged(state):
     return unet, text
 
 
+def forget_origin(file):
+    """Where the weights were read from is nobody's business."""
+    with open(file) as f:
+        config = json.load(f)
+    config.pop("_name_or_path", None)
+    with open(file, "w") as f:
+        json.dump(config, f, indent=2)
+        f.write("\n")
+
+
 def write(folder, state):
     unet, text = averaged(state)
     vae = AutoencoderKL.from_pretrained(path("model", "vae"))
     for name, m in (("unet", unet), ("text_encoder", text), ("vae", vae)):
         m.half().save_pretrained(os.path.join(folder, name))
+        forget_origin(os.path.join(folder, name, "config.json"))
     shutil.copytree(path("model", "tokenizer"), os.path.join(folder, "tokenizer"),
                     dirs_exist_ok=True)
     DDIMScheduler(**SCHEDULER).save_pretrained(os.path.join(folder, "scheduler"))

@@ -1,10 +1,8 @@
-"""The autoencoder: f = 4, four channels. python vae.py MINUTES [--decoder]
+"""The autoencoder: f = 4, four channels. python vae.py MINUTES
 
 Trained on scenes of the learnt things, and on shapes, lines and dots of chance, so that it can also hold
 pictures that it never saw (adapters' things and styles). Afterwards the latents' mean and deviation are
-folded into the 1x1 convolutions: scaling_factor is 1 and every channel is about N(0, 1). --decoder trains
-the decoder of the present one further, widened to CONFIG where it is narrower, and leaves its latents what
-they are.
+folded into the 1x1 convolutions: scaling_factor is 1 and every channel is about N(0, 1).
 """
 import random
 import sys
@@ -15,11 +13,10 @@ from diffusers import AutoencoderKL
 from PIL import ImageDraw
 from world import World, GROUNDS
 
-CONFIG = dict(block_out_channels=(24, 48, 96), down_block_types=("DownEncoderBlock2D",) * 3,
-              up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, norm_num_groups=12,
+CONFIG = dict(block_out_channels=(16, 32, 64), down_block_types=("DownEncoderBlock2D",) * 3,
+              up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, norm_num_groups=8,
               latent_channels=4, sample_size=128, mid_block_add_attention=False, scaling_factor=1.0)
 KL = 1e-3
-OFF = .35  # see decoder_loss
 
 
 def chance(r):
@@ -81,18 +78,10 @@ def distance(x, y):
     return l1 + edge + .5 * coarse + square, square
 
 
-def whole_loss(vae, x):
+def loss_of(vae, x):
     d = vae.encode(x).latent_dist
     loss, square = distance(x, vae.decode(d.mean + d.std * torch.randn_like(d.mean)).sample)
     return loss + KL * .5 * (d.mean ** 2 + d.var - 1 - d.logvar).mean(), square
-
-
-def decoder_loss(vae, x):
-    """The encoder stays, and so the space that the denoiser knows. Latents are put off: what a denoiser
-    leaves unclean the decoder is to clear."""
-    with torch.no_grad():
-        z = unsteady(vae.encode(x).latent_dist.mean, OFF)
-    return distance(x, vae.decode(z).sample)
 
 
 @torch.no_grad()
@@ -108,26 +97,8 @@ def fold(vae, x):
     p.weight *= sd[None, :, None, None]
 
 
-@torch.no_grad()
-def widened(old):
-    """The same function in CONFIG's width (as many channels a group as before): the encoder's new channels
-    are zero, the decoder's start by chance and unheard."""
-    new = AutoencoderKL(**CONFIG)
-    state = old.state_dict()
-    for name, p in new.named_parameters():
-        q = state[name]
-        if p.shape == q.shape:
-            p.copy_(q)
-            continue
-        if name.startswith("encoder"):
-            p.zero_()
-        elif p.dim() > 1:
-            p[:len(q), q.shape[1]:] = 0
-        p[tuple(slice(0, n) for n in q.shape)] = q
-    return new
-
-
-def train(vae, params, loss_of, minutes, rate, world):
+def train(vae, minutes, rate, world):
+    params = list(vae.parameters())
     opt = torch.optim.AdamW(params, rate, betas=(.9, .99), weight_decay=1e-4)
     average, step, psnr, began = Average(params, .998), 0, [], time.time()
     while (f := (time.time() - began) / 60 / minutes) < 1:
@@ -150,22 +121,13 @@ def train(vae, params, loss_of, minutes, rate, world):
 
 
 def main():
-    minutes, decoder = float(sys.argv[1]), sys.argv[2:] == ["--decoder"]
     torch.manual_seed(0)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
     world = World(11)
-    if decoder:
-        vae = AutoencoderKL.from_pretrained(path("model", "vae"), torch_dtype=torch.float32)
-        if vae.config.block_out_channels[0] < CONFIG["block_out_channels"][0]:
-            vae = widened(vae)
-        params = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
-        report(vae)
-        train(vae, params, decoder_loss, minutes, 1e-3, world)
-    else:
-        vae = AutoencoderKL(**CONFIG).to(memory_format=torch.channels_last)
-        train(vae, list(vae.parameters()), whole_loss, minutes, 2e-3, world)
-        fold(vae.eval(), pixels([world.sample()[0] for _ in range(256)]))
-    vae.eval().save_pretrained(path("model", "vae"))
+    vae = AutoencoderKL(**CONFIG).to(memory_format=torch.channels_last)
+    train(vae, float(sys.argv[1]), 2e-3, world)
+    fold(vae.eval(), pixels([world.sample()[0] for _ in range(256)]))
+    vae.save_pretrained(path("model", "vae"))
     report(vae)
 
 
