@@ -16,6 +16,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -63,6 +64,7 @@ static inline pid_t start(struct shell *s, char *const argv[])
         int e = open(in(s, ".err"), O_CREAT | O_TRUNC | O_WRONLY, 0600);
         dup2(o, 1);
         dup2(e, 2);
+        signal(SIGINT, SIG_DFL); /* a runner in the background passes it on ignored */
         execv(argv[0], argv);
         _exit(127);
     }
