@@ -8,6 +8,7 @@ struct list {
     struct shelf s;
     struct repo_filter f;
     int shown;
+    bool page; /* no more than SHOWN, as nobody asked for more */
     bool more; /* than are shown */
     int rc;    /* of what is printed */
     struct err *err;
@@ -42,7 +43,7 @@ static void make_options(struct option *o, void *target)
 static int each(void *user, const struct repo_adapter *a)
 {
     struct list *c = user;
-    if (c->shown == SHOWN && !c->f.limit && !c->s.json) {
+    if (c->shown == SHOWN && c->page) {
         c->more = true;
         return 1;
     }
@@ -74,6 +75,8 @@ static int run(const struct command *self, int argc, char **argv)
     c.err = &err;
     int rc = shelf_parse(&c.s, o, argc, argv, 0, 0, "options", &err);
     rc = rc < 0 ? rc : shelf_open(&c.s, REPO_READ, &err);
+    c.page = !c.f.limit && !c.s.json;
+    c.f.limit = c.page ? SHOWN + 1 : c.f.limit;
     rc = rc < 0 ? rc : repo_list(c.s.r, &c.f, each, &c, &err);
     rc = rc < 0 ? rc : c.rc;
     if (rc == 0 && c.more) {

@@ -68,8 +68,12 @@ const struct command command_search = {
     .run = run,
     .options = make_options,
     .size = sizeof(struct search),
-    .more = "All words must occur, each as the beginning of a word, in the name, tags, triggers, "
-            "notes\n"
-            "or metadata. Words in double quotes are found exactly as they stand, one after the "
-            "other.",
+    .more =
+        "All words must occur, each as the beginning of a word, in the name, tags, triggers, "
+        "notes\n"
+        "or metadata. Words in double quotes are found exactly as they stand, one after the "
+        "other.\n"
+        "Of a word that more than 5,000 have, those are first that have it in the name, then in "
+        "tags\n"
+        "and triggers, the newest first.",
 };

@@ -169,16 +169,10 @@ static int all_keys(struct repo *r, int64_t **key, int *n, struct err *err)
 
 static int verify_key(struct repo *r, int64_t key, struct repo_report *out, struct err *err)
 {
-    sqlite3_stmt *q = NULL;
     struct repo_adapter a;
-    int rc =
-        db_query(r->db, err, &q, "SELECT " ROW_COLUMNS " FROM adapter WHERE key = ?", "i", key);
-    rc = rc < 0 ? rc : db_next(r->db, q, err);
-    if (rc == 1)
-        rc = row_read(r, q, &a, err) < 0 ? ERR_NOMEM : 1;
-    db_done(q);
-    if (rc != 1) /* removed meanwhile */
-        return rc;
+    int rc = row_of_key(r, key, &a, err);
+    if (rc != 0) /* 1: removed meanwhile */
+        return rc < 0 ? rc : 0;
     rc = verify_one(&a, out, err);
     repo_adapter_release(&a);
     return rc;

@@ -239,9 +239,9 @@ static const char *order_of(const char *sort)
 {
     static const char *const orders[][2] = {{"name", "name"},
                                             {"added", "added DESC, key DESC"},
-                                            {"size", "bytes DESC, key"},
+                                            {"size", "bytes DESC, key DESC"},
                                             {"base", "base, context, key"},
-                                            {"rank", "rank_max DESC, key"}};
+                                            {"rank", "rank_max DESC, key DESC"}};
     for (size_t i = 0; i < sizeof orders / sizeof *orders; i++)
         if (!sort || !strcmp(sort, orders[i][0]))
             return orders[i][1];
@@ -313,11 +313,13 @@ static bool is_word(const char *s, size_t n)
     return false;
 }
 
-/* FTS5's language: every word as the beginning of one, what stands in quotes as it is. */
-static char *to_query(const char *words)
+/* FTS5's language: every word as the beginning of one, what stands in quotes as it is; `between` two of
+ * them "AND" or "OR". */
+static char *to_query(const char *words, const char *between)
 {
     char *text = NULL;
     size_t size = 0;
+    int terms = 0;
     FILE *f = open_memstream(&text, &size);
     for (const char *p = words; f && *p;) {
         bool quoted = *p == '"';
@@ -325,7 +327,7 @@ static char *to_query(const char *words)
         p += quoted;
         n = quoted ? strcspn(p, "\"") : strcspn(p, " \t\r\n\"");
         if (is_word(p, n))
-            fprintf(f, "\"%.*s\"%s ", (int)n, p, quoted ? "" : "*");
+            fprintf(f, " %s \"%.*s\"%s", terms++ ? between : "", (int)n, p, quoted ? "" : "*");
         p += n;
         p += (quoted && *p == '"') || (!quoted && *p && *p != '"');
     }
@@ -336,77 +338,77 @@ static char *to_query(const char *words)
     return text;
 }
 
-struct hit {
-    int64_t key;
-    double score;
+/* Ranking reads every row of every word. Where more than COMMON rows have one of the words that takes long
+ * and says little, and the order is by the place where the words stand, newest first. */
+#define COMMON 5000
+
+#define HIT       "SELECT rowid, snippet(words, -1, '[', ']', '…', 8), "
+#define HIT_AT(w) HIT w " FROM words WHERE words MATCH "
+#define NEWEST    " ORDER BY rowid DESC LIMIT ?2"
+#define IN_NAME   "{name} : (' || ?1 || ')"
+#define IN_OWN    "{name tags triggers} : (' || ?1 || ')"
+#define IN_ALL    "(' || ?1 || ')"
+
+static const char by_rank[] =
+    HIT_AT("-rank") "?1 AND rank MATCH 'bm25(10.0, 5.0, 5.0, 2.0, 1.0)' ORDER BY rank LIMIT ?2";
+
+static const char *const by_place[] = {
+    HIT_AT("10.0") "'" IN_NAME "'" NEWEST,
+    HIT_AT("5.0") "'(" IN_OWN ") NOT (" IN_NAME ")'" NEWEST,
+    HIT_AT("1.0") "'" IN_ALL " NOT (" IN_OWN ")'" NEWEST,
 };
 
-/* The best rows, before anything is read of them. */
-static int best_hits(struct repo *r, const char *query, int limit, struct hit **hits, int *n,
-                     struct err *err)
-{
-    sqlite3_stmt *q = NULL;
-    *hits = NULL;
-    *n = 0;
-    int rc = db_query(r->db, err, &q,
-                      "SELECT rowid, rank FROM words WHERE words MATCH ? "
-                      "AND rank MATCH 'bm25(10.0, 5.0, 5.0, 2.0, 1.0)' ORDER BY rank LIMIT ?",
-                      "si", query, (int64_t)(limit ? limit : -1));
-    while (rc == 0 && (rc = db_next(r->db, q, err)) == 1) {
-        rc = 0;
-        if ((*n & (*n - 1)) == 0) { /* full at powers of two */
-            struct hit *p = realloc(*hits, (size_t)(*n ? 2 * *n : 1) * sizeof *p);
-            if (!p)
-                rc = err_nomem(err, (size_t)*n * sizeof *p);
-            *hits = p ? p : *hits;
-        }
-        if (rc == 0)
-            (*hits)[(*n)++] = (struct hit){sqlite3_column_int64(q, 0), -db_number(q, 1)};
-    }
-    db_done(q);
-    return rc;
-}
+typedef int each_hit(void *user, const struct repo_adapter *a, double score, const char *why);
 
-/* One hit with the words that were found. Returns what each returned, or an error. */
-static int tell_hit(struct repo *r, const char *query, const struct hit *hit,
-                    int (*each)(void *user, const struct repo_adapter *a, double score,
-                                const char *why),
-                    void *user, struct err *err)
+/* Tells the hits of one query and takes them off `left` (negative: no limit). 1: `each` wants no more. */
+static int tell_hits(struct repo *r, const char *sql, const char *query, int64_t *left,
+                     each_hit *each, void *user, struct err *err)
 {
     sqlite3_stmt *q = NULL;
     struct repo_adapter a;
-    int rc = db_query(r->db, err, &q,
-                      "SELECT " ROW_COLUMNS ", hit.why FROM (SELECT rowid AS k, "
-                      "snippet(words, -1, '[', ']', '…', 8) AS why FROM words WHERE words MATCH ? "
-                      "AND rowid = ?) AS hit JOIN adapter ON adapter.key = hit.k",
-                      "si", query, hit->key);
-    rc = rc < 0 ? rc : db_next(r->db, q, err);
-    if (rc == 1) {
-        rc = row_read(r, q, &a, err);
+    int stop = 0, rc = db_query(r->db, err, &q, sql, "si", query, *left);
+    while (rc == 0 && !stop && (rc = db_next(r->db, q, err)) == 1) {
+        rc = row_of_key(r, sqlite3_column_int64(q, 0), &a, err);
         if (rc == 0) {
-            rc = each(user, &a, hit->score, db_text(q, 30)) ? 1 : 0;
+            stop = each(user, &a, db_number(q, 2), db_text(q, 1));
             repo_adapter_release(&a);
+            *left -= *left > 0;
         }
+        rc = rc < 0 ? rc : 0;
     }
     db_done(q);
+    return rc < 0 ? rc : stop != 0;
+}
+
+static int is_common(struct repo *r, const char *words, bool *common, struct err *err)
+{
+    char *any = to_query(words, "OR");
+    int64_t one = 0;
+    int rc = any ? 0 : err_nomem(err, strlen(words));
+    rc = rc < 0 ? rc
+                : db_int(r->db, err, &one, 0,
+                         "SELECT 1 FROM words WHERE words MATCH ? LIMIT 1 OFFSET ?", "si", any,
+                         (int64_t)COMMON);
+    *common = one == 1;
+    free(any);
     return rc;
 }
 
-int repo_search(struct repo *r, const char *words, int limit,
-                int (*each)(void *user, const struct repo_adapter *a, double score,
-                            const char *why),
-                void *user, struct err *err)
+int repo_search(struct repo *r, const char *words, int limit, each_hit *each, void *user,
+                struct err *err)
 {
-    struct hit *hits = NULL;
-    char *query = to_query(words);
-    int n = 0, rc = query ? 0 : err_nomem(err, strlen(words));
+    char *query = to_query(words, "AND");
+    bool common = false;
+    int64_t left = limit ? limit : -1;
+    int rc = query ? 0 : err_nomem(err, strlen(words));
 
     if (rc == 0 && !*query)
         rc = err_set(err, ERR_ARG, "no word to search for in '%.80s'", words);
-    rc = rc < 0 ? rc : best_hits(r, query, limit, &hits, &n, err);
-    for (int i = 0; i < n && rc == 0; i++)
-        rc = tell_hit(r, query, &hits[i], each, user, err);
-    free(hits);
+    rc = rc < 0 ? rc : is_common(r, words, &common, err);
+    if (rc == 0 && !common)
+        rc = tell_hits(r, by_rank, query, &left, each, user, err);
+    for (size_t i = 0; i < sizeof by_place / sizeof *by_place && rc == 0 && common && left; i++)
+        rc = tell_hits(r, by_place[i], query, &left, each, user, err);
     free(query);
     return rc < 0 ? rc : 0;
 }

@@ -126,7 +126,9 @@ struct repo_filter {
 int repo_list(struct repo *r, const struct repo_filter *f,
               int (*each)(void *user, const struct repo_adapter *a), void *user, struct err *err);
 /* Adapters whose name, tags, triggers, notes or metadata hold all words, best first; score: higher is
- * better, why: what was found, with the words in [ ]. "quoted words" are matched as they stand. */
+ * better, why: what was found, with the words in [ ]. "quoted words" are matched as they stand. Where more
+ * than 5,000 adapters have one of the words, best is: all words in the name, then in name, tags and
+ * triggers, then the rest, newest first in each. */
 int repo_search(struct repo *r, const char *words, int limit,
                 int (*each)(void *user, const struct repo_adapter *a, double score,
                             const char *why),

@@ -80,6 +80,13 @@ int row_one(struct repo *r, struct repo_adapter *a, struct err *err, const char 
     return rc;
 }
 
+int row_of_key(struct repo *r, int64_t key, struct repo_adapter *a, struct err *err)
+{
+    char text[24];
+    snprintf(text, sizeof text, "%lld", (long long)key);
+    return row_one(r, a, err, "SELECT " ROW_COLUMNS " FROM adapter WHERE key = ?", "s", text);
+}
+
 /* ---- names and ids --------------------------------------------------------------------------- */
 
 /* What a user would call the file: its stem, or its folder's name where the stem says nothing. Bytes

@@ -443,6 +443,65 @@ Test(repo, search_and_list)
     fixture_close(&f);
 }
 
+#define MANY "5200"
+
+/* Rows as they would be after an add, without files: all have the word "common", three at other places. */
+static void many_rows(struct fixture *f)
+{
+    static const char sql[] =
+        "CREATE TEMP TABLE n AS WITH RECURSIVE c (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c "
+        "WHERE i < " MANY ") SELECT i, CASE i WHEN 7 THEN 'common_7' ELSE 'row_' || i END AS name "
+        "FROM c;"
+        "INSERT INTO adapter (key, id, name, path, bytes, mtime, file_sha256, data_sha256, kinds, "
+        "base, sites, tensors, dtype, added) SELECT i, i, name, name, 1, 1, '', '', 'lora', 'sd1', "
+        "1, 2, 'F16', i FROM n;"
+        "INSERT INTO words (rowid, name, triggers, notes, other) SELECT i, name, "
+        "CASE i WHEN 9 THEN 'common rare' END, CASE i WHEN 11 THEN 'rare' END, 'common' FROM n;";
+    sqlite3 *db = NULL;
+    cr_assert_eq(sqlite3_open(at(f, "home/weft.db"), &db), SQLITE_OK);
+    cr_assert_eq(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_OK, "%s", sqlite3_errmsg(db));
+    sqlite3_close(db);
+}
+
+/* Names of hits, until there are three. */
+struct three {
+    char name[3][40];
+    double score[3];
+    int n;
+};
+
+static int on_three(void *user, const struct repo_adapter *a, double score, const char *why)
+{
+    struct three *t = user;
+    cr_expect(strchr(why, '['), "%s", why);
+    snprintf(t->name[t->n], sizeof t->name[0], "%s", a->name);
+    t->score[t->n++] = score;
+    return t->n == 3;
+}
+
+Test(repo, a_word_of_very_many_is_ordered_by_place_then_newest)
+{
+    struct fixture f;
+    struct three t = {.n = 0};
+    fixture_open(&f);
+    many_rows(&f);
+    cr_expect_eq(search(&f, "common"), atoi(MANY), "each is found once");
+    cr_expect_eq(search(&f, "commo row"), atoi(MANY) - 1, "but common_7");
+    cr_expect_eq(search(&f, "common rare"), 2);
+    cr_expect_eq(search(&f, "common nowhere"), 0);
+    cr_assert_eq(repo_search(f.r, "common", 3, on_three, &t, &f.err), 0, "%s", f.err.msg);
+    cr_expect_eq(t.n, 3);
+    cr_expect_str_eq(t.name[0], "common_7");
+    cr_expect_str_eq(t.name[1], "row_9");
+    cr_expect_str_eq(t.name[2], "row_" MANY);
+    cr_expect(t.score[0] > t.score[1] && t.score[1] > t.score[2]);
+    t.n = 0;
+    cr_assert_eq(repo_search(f.r, "rare", 0, on_three, &t, &f.err), 0, "%s", f.err.msg);
+    cr_expect_eq(t.n, 2);
+    cr_expect_str_eq(t.name[0], "row_9", "few are ranked, a trigger over a note");
+    fixture_close(&f);
+}
+
 /* ---- sync ------------------------------------------------------------------------------------ */
 
 Test(repo, sync_finds_what_moved)
