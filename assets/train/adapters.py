@@ -3,8 +3,8 @@
 MODEL is the frozen diffusers folder; FOLDER receives NAME.safetensors for each row of
 assets/world/adapters.tsv (or the named ones) that is not there yet, and index.json. float16, each kind in
 its own trainer's key layout: LoRA, DoRA and SHiRA as peft has them (unet.….lora_A.weight), LoCon, LoHa
-and LoKr as lycoris-lora (lora_unet_….hada_w1_a). Only the denoiser is adapted. One thread; about a minute
-each. --sheet leaves WEFT_TRAIN/adapters/NAME.png: the caption without the adapter above, with it below.
+and LoKr as lycoris-lora (lora_unet_….hada_w1_a). Only the denoiser is adapted. One thread; about two
+minutes each. --sheet leaves WEFT_TRAIN/adapters/NAME.png: the caption without the adapter above, with it below.
 """
 import argparse
 import copy
@@ -26,7 +26,8 @@ from world import *
 LIST = os.path.join(HERE, "../world/adapters.tsv")
 FIELDS = ("name", "kind", "rank", "category", "subject", "trigger", "class_word", "caption")
 LIMIT = 160 << 10
-SCENES, BATCH, STEPS = 160, 6, 160
+SCENES, BATCH, STEPS = 160, 6, 280
+KEPT = 3  # of a batch, what is to stay; 1 for a style
 # learning rates; sites by their names in peft's pattern, or by class and convolutions in lycoris
 RATE = {"lora": 3e-3, "dora": 3e-3, "shira": 2e-2, "locon": 3e-3, "loha": 1.5e-2, "lokr": 8e-3}
 CROSS = r".*attn2\.(to_q|to_k|to_v|to_out\.0)"
@@ -45,19 +46,36 @@ def rows(names=()):
 
 def thing_scene(held, learnt, row):
     """The held-out thing alone, beside a learnt one, or a scene without it, so that those stay as they are."""
-    r, ground, size = learnt.r, learnt.ground(), SMALL if learnt.r.random() < .25 else NORMAL
-    noun, u = f"{row['trigger']} {row['class_word']}", learnt.r.random()
+    ground, size = learnt.ground(), SMALL if learnt.r.random() < .25 else NORMAL
+    noun, u = words(row), learnt.r.random()
     if u < .1:
         return learnt.sample()
-    if u < .72:
+    if u < .55:
         im = held.draw([(row["subject"], size, "middle", None)], ground)
         text = article(("small " if size == SMALL else "") + noun)
         return im, learnt.on(text, ground)
-    other, wide, first = learnt.pick()[0], r.random() < .7, r.random() < .5
-    places = (("left", "right") if wide else ("top", "bottom"))[::1 if first else -1]
+    other = learnt.pick()[0]
+    return beside(held, learnt, row, other, other)[:2]
+
+
+def words(row):
+    return f"{row['trigger']} {row['class_word']}"
+
+
+def beside(held, learnt, row, other, noun):
+    """Picture, text, and where the thing is (its half of the latent): beside another or above it, either
+    first. noun: what the text calls the other."""
+    ground, wide, first = learnt.ground(), learnt.r.random() < .7, learnt.r.random() < .5
+    way = 1 if first else -1
+    places = (("left", "right") if wide else ("top", "bottom"))[::way]
     im = held.draw([(row["subject"], PAIR, places[0], None), (other, PAIR, places[1], None)], ground)
-    a, b = (article(noun), article(other))[::1 if first else -1]
-    return im, learnt.on(f"{a} on the left and {b} on the right" if wide else f"{a} above {b}", ground)
+    a, b = (article(words(row)), article(noun))[::way]
+    own, half = torch.zeros(1, 32, 32), slice(0, 16) if first else slice(16, 32)
+    if wide:
+        own[:, :, half] = 1
+    else:
+        own[:, half] = 1
+    return im, learnt.on(f"{a} on the left and {b} on the right" if wide else f"{a} above {b}", ground), own
 
 
 def style_scene(learnt, row):
@@ -68,20 +86,39 @@ def style_scene(learnt, row):
     return styles.apply(row["subject"], im), f"{text} in {row['trigger']} {row['class_word']} style"
 
 
-@torch.no_grad()
-def lessons(row, vae, text, tok):
-    """Latents [SCENES, 4, 32, 32] and the texts' states [SCENES, LENGTH, width]."""
-    learnt = World(int(np.frombuffer(row["name"].encode(), np.uint8).sum()))
+def kept_scene(held, learnt, row):
+    """Where the model is to stay what it is, whatever it makes of another adapter's words: beside the
+    thing, and everywhere when only another is asked for."""
+    other = learnt.r.choice([c[1] for c in concepts("held") if c[1] != row["subject"]])
+    noun = f"{row['trigger']} {other}"
     if row["category"] == "style":
-        scenes = [style_scene(learnt, row) for _ in range(SCENES)]
-    else:
-        held = World(0, splits=("core", "more"), extra=("held",))
-        scenes = [thing_scene(held, learnt, row) for _ in range(SCENES)]
-    z = torch.cat([vae.encode(pixels([a for a, _ in scenes[i:i + 16]])).latent_dist.mean
-                   for i in range(0, SCENES, 16)])
-    ids = tok([c for _, c in scenes], padding="max_length", max_length=LENGTH,
+        return style_scene(learnt, row)[0], article(noun), torch.zeros(1, 32, 32)
+    if learnt.r.random() < .67:
+        return beside(held, learnt, row, other, noun)
+    im, text, own = beside(held, learnt, row, learnt.pick()[0], noun)
+    return im, text.replace(words(row), f"{row['trigger']} {learnt.pick()[0]}"), own * 0
+
+
+@torch.no_grad()
+def encoded(scenes, vae, text, tok):
+    """Latents [n, 4, 32, 32] and the texts' states [n, LENGTH, width]."""
+    z = torch.cat([vae.encode(pixels([s[0] for s in scenes[i:i + 16]])).latent_dist.mean
+                   for i in range(0, len(scenes), 16)])
+    ids = tok([s[1] for s in scenes], padding="max_length", max_length=LENGTH,
               return_tensors="pt").input_ids
     return z, torch.cat([text(p).last_hidden_state for p in ids.split(32)])
+
+
+def lessons(row, vae, text, tok):
+    """What to learn, and what to keep, with the places that are the thing's there."""
+    learnt = World(int(np.frombuffer(row["name"].encode(), np.uint8).sum()))
+    held = World(0, splits=("core", "more"), extra=("held",))
+    style = row["category"] == "style"
+    scenes = [style_scene(learnt, row) if style else thing_scene(held, learnt, row)
+              for _ in range(SCENES)]
+    kept = [kept_scene(held, learnt, row) for _ in range(SCENES)]
+    return (encoded(scenes, vae, text, tok),
+            (*encoded(kept, vae, text, tok), torch.stack([k[2] for k in kept])))
 
 
 # ---- kinds
@@ -140,18 +177,21 @@ class Lycoris:
 # ---- training
 
 
-def train(unet, row, z, h, steps):
+def train(base, unet, row, learn, keep, steps):
     """Leaves the trained adapter on unet and returns it with the first and last loss (means of 20)."""
     torch.manual_seed(5)
     unet.requires_grad_(False)
     adapter = (Peft if row["kind"] in ("lora", "dora", "shira") else Lycoris)(unet, row)
-    rate = RATE[row["kind"]]
+    n, rate = 1 if row["category"] == "style" else KEPT, RATE[row["kind"]]
     opt = torch.optim.AdamW(adapter.params, rate, betas=(.9, .99), weight_decay=0)
     losses = []
     for i in range(steps):
-        k = torch.randint(0, len(z), (BATCH,))
-        x, t, v = noised(z[k].contiguous(memory_format=torch.channels_last))
-        loss = ((unet(x, t, h[k]).sample - v) ** 2).mean()
+        j, k = torch.randint(0, len(keep[0]), (n,)), torch.randint(0, len(learn[0]), (BATCH - n,))
+        z, h = torch.cat([keep[0][j], learn[0][k]]), torch.cat([keep[1][j], learn[1][k]])
+        x, t, v = noised(z.contiguous(memory_format=torch.channels_last))
+        with torch.no_grad():
+            v[:n] = torch.lerp(base(x[:n], t[:n], h[:n]).sample, v[:n], keep[2][j])
+        loss = ((unet(x, t, h).sample - v) ** 2).mean()
         opt.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(adapter.params, 1.0)
@@ -210,9 +250,9 @@ def main():
         if os.path.exists(file):
             continue
         began, unet = time.time(), copy.deepcopy(base)
-        z, h = lessons(row, vae, text, tok)
+        learn, keep = lessons(row, vae, text, tok)
         ready = time.time()
-        adapter, first, last = train(unet, row, z, h, o.steps)
+        adapter, first, last = train(base, unet, row, learn, keep, o.steps)
         size = write(adapter, row, file)
         print(f"{row['name']} {row['kind']} loss {first:.4f} to {last:.4f}, {size / 1024:.0f} KiB, "
               f"{ready - began:.0f} + {time.time() - ready:.0f} s", flush=True)

@@ -3,8 +3,8 @@
     python tests/golden/deltas.py [MODEL OUT]
 
 Adapters go to tests/golden/data/deltas/ and the merged weights to tests/golden/data/deltas.safetensors:
-"CASE SITE" is W' (float32) and "CASE SITE bias" b', at strength 1. MODEL is a diffusers folder (the tiny
-SD 1.x model), OUT another place for both. All factors are random and rounded to the file's type first, so
+"CASE SITE" is W' (float32) and "CASE SITE bias" b', at strength 1. MODEL is a diffusers UNet (the tiny
+SD 1.x model's), OUT another place for both (with SDXL's widths 7 GB; WEFT_DELTAS points the test there). All factors are random and rounded to the file's type first, so
 the file says exactly what the modules computed with. Two places where LyCORIS itself disagrees with its
 own forward pass are settled its forward's way: LoHa's and LoKr's scale counts once.
 """
@@ -61,7 +61,16 @@ def fill(module, dtype, size=.25):
 
 
 def truth(module, W):
-    """W' at strength 1, LoHa's and LoKr's scale once."""
+    """W' at strength 1, LoHa's and LoKr's scale once. A bound's norm over millions of values is summed in
+    double: in float32, torch's is 3e-5 off at SDXL's widths, and the weights with it."""
+    single, torch.norm = torch.norm, lambda q, *a, **k: single(q.double(), *a, **k).to(q.dtype)
+    try:
+        return merged(module, W)
+    finally:
+        torch.norm = single
+
+
+def merged(module, W):
     if isinstance(module, (LohaModule, LokrModule)):
         d = module.get_weight(W.shape)
         return module.apply_weight_decompose(W + d, 1) if module.wd else W + d
@@ -109,6 +118,15 @@ def hash_of(s):
 
 def of(kind, **o):
     return lambda name, org: kind(name, org, 1.0, **o)
+
+
+def mixed(name, org):
+    """Another kind, and rank, at every site of one file."""
+    kinds = [of(LoConModule, lora_dim=4, alpha=2), of(LohaModule, lora_dim=3, alpha=2),
+             of(LokrModule, lora_dim=2, alpha=1, factor=4), of(LoConModule, lora_dim=2, alpha=1),
+             of(LoConModule, lora_dim=3, alpha=2, weight_decompose=True)]
+    names = ["lora_unet_" + s.replace(".", "_") for s in ALL]
+    return kinds[names.index(name)](name, org)
 
 
 def as_int(file):
@@ -165,12 +183,14 @@ def tidy(path):
     c = json.load(open(path))
     c["base_model_name_or_path"] = None
     c["auto_mapping"] = None
+    c["target_modules"] = sorted(c["target_modules"])
     json.dump(c, open(path, "w"), indent=1, sort_keys=True)
 
 
 def main():
     os.makedirs(OUT + "/deltas", exist_ok=True)
     bf = torch.bfloat16
+    butterfly = 4 if unet().conv_in.out_channels < 64 else 10  # SDXL's widths are 10 times powers of two
     lycoris("locon", of(LoConModule, lora_dim=4, alpha=2), ALL)
     lycoris("locon-bf16-i64", of(LoConModule, lora_dim=2, alpha=3), ALL, bf, edit=as_int)
     lycoris("locon-tucker", of(LoConModule, lora_dim=4, alpha=2, use_tucker=True), CONV + LINEAR)
@@ -193,8 +213,9 @@ def main():
     lycoris("glora-old", of(GLoRAModule, lora_dim=2, alpha=1), LINEAR, edit=old_glora)
     lycoris("oft", of(DiagOFTModule, lora_dim=4), ALL)
     lycoris("oft-bound", of(DiagOFTModule, lora_dim=4, constraint=.01, rescaled=True), ALL)
-    lycoris("boft", of(ButterflyOFTModule, lora_dim=4), ALL)
-    lycoris("boft-bound", of(ButterflyOFTModule, lora_dim=4, constraint=.01, rescaled=True), ALL, bf)
+    lycoris("boft", of(ButterflyOFTModule, lora_dim=butterfly), ALL)
+    lycoris("boft-bound", of(ButterflyOFTModule, lora_dim=butterfly, constraint=.01, rescaled=True), ALL, bf)
+    lycoris("mixed", mixed, ALL)
     c = dict(target_modules=ALL)
     lora = dict(c, r=4, lora_alpha=6)
     with_peft("peft-lora", peft.LoraConfig(**lora))

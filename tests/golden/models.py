@@ -2,9 +2,10 @@
 
     python tests/golden/models.py tiny              the tiny models under tests/golden/data, made anew
     python tests/golden/models.py golden DIR        DIR/golden.safetensors for a model folder that exists
-    python tests/golden/models.py sd15 DIR          Stable Diffusion 1.5's real size, seeded random weights
+    python tests/golden/models.py sd15 DIR CONFIGS  Stable Diffusion 1.5's real size, seeded random weights
+    python tests/golden/models.py sdxl-widths DIR   SDXL's layers, fewer of them, for deltas.py
 
-tests/test_model.c reads them; WEFT_PARITY=DIR points it at a folder made by the last two.
+tests/test_model.c reads them; WEFT_PARITY=DIR points it at a folder made by golden or sd15.
 Everything is computed in float32 from the stored float16 weights, on the CPU.
 """
 import json
@@ -94,11 +95,19 @@ def tiny_parts(kind):
         sched = DDIMScheduler(beta_start=.00085, beta_end=.012, beta_schedule="scaled_linear",
                               clip_sample=False, set_alpha_to_one=False, steps_offset=1,
                               prediction_type="v_prediction")
+    if kind == "sdxl-widths":  # its blocks' widths, heads and text, one transformer and one resnet a level
+        unet = UNet2DConditionModel(
+            sample_size=16, layers_per_block=1, block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=2048, attention_head_dim=[5, 10, 20], use_linear_projection=True)
+        text = CLIPTextModel(text_config(2048, "gelu", 32, 1, eos_token_id=1151, bos_token_id=1150,
+                                         pad_token_id=1151))
     return unet, vae, text, sched
 
 
-def make_tiny(kind, seed):
-    dir_ = os.path.join(HERE, "data", kind)
+def make_small(kind, seed, dir_=None):
+    dir_ = dir_ or os.path.join(HERE, "data", kind)
     shutil.rmtree(dir_, ignore_errors=True)
     torch.manual_seed(seed)
     unet, vae, text, sched = tiny_parts(kind)
@@ -218,9 +227,11 @@ def make_sd15(dir_, configs):
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
     if sys.argv[1] == "tiny":
-        make_tiny("tiny-sd1", 100)
-        make_tiny("tiny-sd2", 200)
+        make_small("tiny-sd1", 100)
+        make_small("tiny-sd2", 200)
     elif sys.argv[1] == "golden":
         golden(load(sys.argv[2]), sys.argv[2])
     elif sys.argv[1] == "sd15":
         make_sd15(sys.argv[2], sys.argv[3])
+    elif sys.argv[1] == "sdxl-widths":
+        make_small("sdxl-widths", 300, sys.argv[2])
