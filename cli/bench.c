@@ -178,7 +178,7 @@ static int time_unet(struct bench *b, const struct unet *u, int rows, int h, int
         else
             run_reset(&pass);
         double began = cli_now();
-        unet_forward(u, &pass, &x, t, &text);
+        unet_forward(u, &pass, &x, t, &text, NULL);
         began = cli_now() - began;
         if (i == 0)
             flops = pass.flops;

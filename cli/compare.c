@@ -1,6 +1,7 @@
 /* weft compare: one prompt under several strategies, on one sheet. */
 #include "making.h"
 
+#include "compose/compose.h"
 #include "unet/sheet.h"
 
 #include <stdio.h>
@@ -68,8 +69,10 @@ static int parse_columns(struct compare *c, struct err *err)
     if (n > MAX_COLUMNS)
         return err_set(err, ERR_ARG, "--compose: at most %d strategies on a sheet", MAX_COLUMNS);
     for (int i = 0; i < n; i++) {
-        if (strcmp(name[i], "none") && strcmp(name[i], "merge"))
-            return err_set(err, ERR_ARG, "no strategy '%.60s'; known: none, merge", name[i]);
+        struct compose *how = NULL;
+        if (strcmp(name[i], "none") && compose_open(&how, name[i], err) < 0)
+            return err->code;
+        compose_close(how);
         c->column[c->n_column++] = name[i];
     }
     return 0;
@@ -91,7 +94,7 @@ static int open_generator(struct making *m, const char *strategy, struct err *er
     generator_close(m->g);
     m->g = NULL;
     int n = strcmp(strategy, "none") ? m->r.n_adapter : 0;
-    return generator_open(&m->g, m->model, m->use, n, m->r.fold, err);
+    return generator_open(&m->g, m->model, m->use, n, n ? strategy : NULL, m->r.fold, err);
 }
 
 static void report(const struct compare *c, const char *strategy, uint64_t seed, double seconds)

@@ -1,6 +1,8 @@
 /* weft help [COMMAND] */
 #include "cli.h"
 
+#include "compose/compose.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +23,41 @@ static int explain(const struct command *c)
     return EXIT_DONE;
 }
 
+static void option_help(const struct compose_option *o)
+{
+    for (; o && o->key; o++) {
+        char left[80];
+        if (o->choice) {
+            int n = snprintf(left, sizeof left, "%s=", o->key);
+            for (int i = 0; o->choice[i]; i++)
+                n +=
+                    snprintf(left + n, sizeof left - (size_t)n, "%s%s", i ? "|" : "", o->choice[i]);
+        } else {
+            snprintf(left, sizeof left, "%s=%g", o->key, o->usual);
+        }
+        printf("      %-22s", left);
+        for (const char *s = o->help; *s; s++) {
+            putchar(*s);
+            if (*s == '\n')
+                printf("%28s", "");
+        }
+        putchar('\n');
+    }
+}
+
+static int explain_compose(void)
+{
+    puts("How several adapters share a picture: --compose NAME[:key=value,...]\n");
+    for (int i = 0; compose_strategies[i]; i++) {
+        const struct compose_strategy *s = compose_strategies[i];
+        printf("  %-12s%s\n%s\n", s->name, s->about, s->more);
+        option_help(s->option);
+    }
+    puts("  every one of them");
+    option_help(compose_common);
+    return EXIT_DONE;
+}
+
 static int run(const struct command *self, int argc, char **argv)
 {
     (void)self;
@@ -31,6 +68,8 @@ static int run(const struct command *self, int argc, char **argv)
         puts("\n`weft help COMMAND` is complete. `weft --version` says which this is.");
         return EXIT_DONE;
     }
+    if (!strcmp(argv[1], "compose"))
+        return explain_compose();
     for (int i = 0; commands[i]; i++)
         if (!strcmp(argv[1], commands[i]->name)) {
             printf("%s\n\n%s\n", commands[i]->usage, commands[i]->about);

@@ -5,7 +5,7 @@
  *     rc = making_parse(&m, o, argc, argv, &err);  // all of m.r
  *     rc = rc < 0 ? rc : making_load(&m, &err);
  *     rc = rc < 0 ? rc : making_picture(&m, &p, &err);
- *     rc = rc < 0 ? rc : generator_open(&m.g, m.model, m.use, m.r.n_adapter, m.r.fold, &err);
+ *     rc = rc < 0 ? rc : generator_open(&m.g, m.model, m.use, m.r.n_adapter, m.r.compose, m.r.fold, &err);
  *     rc = rc < 0 ? rc : making_plan(&m, &p, &err);
  *     rc = rc < 0 ? rc : making_run(&m, &p, &image, &err);
  *     making_release(&m);

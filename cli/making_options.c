@@ -53,7 +53,9 @@ struct option *making_options(struct option *o, struct making *m)
         {"eta", 0, OPTION_NUMBER, &g->eta, "0..1", "ddim: fresh noise a step; default 0", 0, 0,
          &g->has_eta},
         {"compose", 0, OPTION_LIST, &g->compose, "NAME",
-         "how several adapters share the picture: merge", 0, 0, NULL},
+         "how several adapters share the picture, NAME[:key=value,...]:\nmerge (the default) or "
+         "another of `weft help compose`",
+         0, 0, NULL},
         {"fold", 0, OPTION_FLAG, &g->fold, NULL,
          "add the adapters to a copy of the weights instead of running\nthem beside: more memory, "
          "fewer operations a step",
@@ -104,9 +106,14 @@ static int apply(struct request *r, const struct given *g, struct err *err)
     const struct {
         char **to;
         const char *text;
-    } text[] = {{&r->prompt, g->prompt},   {&r->negative, g->negative}, {&r->model, g->model},
-                {&r->sampler, g->sampler}, {&r->schedule, g->schedule}, {&r->rng, g->rng},
-                {&r->init, g->init}};
+    } text[] = {{&r->prompt, g->prompt},
+                {&r->negative, g->negative},
+                {&r->model, g->model},
+                {&r->sampler, g->sampler},
+                {&r->schedule, g->schedule},
+                {&r->rng, g->rng},
+                {&r->init, g->init},
+                {&r->compose, g->compose.n ? g->compose.item[g->compose.n - 1] : NULL}};
     for (size_t i = 0; i < sizeof text / sizeof *text && rc == 0; i++)
         if (text[i].text)
             rc = request_set(text[i].to, text[i].text, err);

@@ -131,7 +131,7 @@ static int make(struct preview *c, const struct repo_adapter *a, struct image *i
     rc = rc < 0 ? rc : request_add_adapter(&m->r, a->id, err);
     rc = rc < 0 ? rc : making_load(m, err);
     rc = rc < 0 ? rc : making_picture(m, &p, err);
-    rc = rc < 0 ? rc : generator_open(&m->g, m->model, m->use, m->r.n_adapter, false, err);
+    rc = rc < 0 ? rc : generator_open(&m->g, m->model, m->use, m->r.n_adapter, NULL, false, err);
     rc = rc < 0 ? rc : making_plan(m, &p, c->made ? 0 : c->id.n, err);
     rc = rc < 0 ? rc : making_run(m, &p, im, err);
     free(prompt);

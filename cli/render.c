@@ -36,10 +36,8 @@ static int parse(struct render *d, int argc, char **argv, struct err *err)
     make_options(o, d);
     d->count = 1;
     int rc = making_parse(&d->m, o, argc, argv, err);
-    const struct option_list *compose = &d->m.given.compose;
-    for (int i = 0; i < compose->n && rc == 0; i++)
-        if (strcmp(compose->item[i], "merge"))
-            rc = err_set(err, ERR_ARG, "no strategy '%.60s'; known: merge", compose->item[i]);
+    if (rc == 0 && d->m.given.compose.n > 1)
+        rc = err_set(err, ERR_ARG, "--compose: one strategy a picture; weft compare shows several");
     if (rc == 0 && d->m.r.seed > (uint64_t)INT64_MAX - (uint64_t)d->count + 1)
         rc = err_set(err, ERR_ARG, "--seed and --count: the last seed would be above 2^63 - 1");
     return rc;
@@ -149,7 +147,9 @@ static int make_all(struct render *d, struct err *err)
     struct picture p;
     int rc = making_picture(m, &p, err);
     rc = rc < 0 ? rc : check_outputs(d, p.seed, err);
-    rc = rc < 0 ? rc : generator_open(&m->g, m->model, m->use, m->r.n_adapter, m->r.fold, err);
+    rc = rc < 0 ? rc
+                : generator_open(&m->g, m->model, m->use, m->r.n_adapter, m->r.compose, m->r.fold,
+                                 err);
     rc = rc < 0 ? rc : making_plan(m, &p, d->count, err);
     for (int i = 0; i < d->count && rc == 0; i++) {
         m->r.seed = p.seed;

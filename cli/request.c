@@ -37,7 +37,8 @@ static void embedding_release(struct request_embedding *e)
 
 void request_release(struct request *r)
 {
-    char *text[] = {r->model, r->prompt, r->negative, r->sampler, r->schedule, r->rng, r->init};
+    char *text[] = {r->model,    r->prompt, r->negative, r->sampler,
+                    r->schedule, r->rng,    r->init,     r->compose};
     for (size_t i = 0; i < sizeof text / sizeof *text; i++)
         free(text[i]);
     for (int i = 0; i < r->n_adapter; i++)
@@ -384,6 +385,7 @@ static const struct field fields[] = {
     {"init_sha256", NULL, FIELD_HASH, AT(init_sha256), 0, 0},
     {"denoise", "denoise", FIELD_NUMBER, AT(denoise), 0, 1},
     {"tile", "tile", FIELD_INT, AT(tile), 0, 4096},
+    {"compose", NULL, FIELD_TEXT, AT(compose), 0, 0},
     {"fold", NULL, FIELD_BOOL, AT(fold), 0, 0},
 };
 #define N_FIELDS (sizeof fields / sizeof *fields)

@@ -56,6 +56,7 @@ struct request {
     char *schedule; /* "default", "karras", "trained" */
     char *rng;      /* "torch", "philox" */
     char *init;     /* picture to start from, or NULL */
+    char *compose;  /* how adapters share the picture (compose.h); NULL: "merge" */
     bool fold;
     /* What they were when the picture was made, which a picture made after it must find again: the
      * model's fingerprint and the SHA-256 of the file of init; "" where nothing is known. */

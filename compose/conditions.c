@@ -24,8 +24,7 @@ static int add_chunks(struct conditions *c, const struct tokenizer *t, struct wo
 {
     int k = 0, rc = 0;
     c->chunks = calloc((size_t)c->n_text, sizeof *c->chunks);
-    c->hidden = calloc((size_t)c->n_text, sizeof *c->hidden);
-    if (!c->chunks || !c->hidden)
+    if (!c->chunks)
         return err_nomem(err, (size_t)c->n_text * sizeof *c->chunks);
     for (int i = 0; i < c->n_row; i++)
         for (size_t j = 0; j < c->row[i].stages.n && rc == 0; j++, k++) {
@@ -59,12 +58,6 @@ int conditions_parse(struct conditions *c, const struct tokenizer *t, struct wor
     return rc < 0 ? rc : add_chunks(c, t, words, err);
 }
 
-void conditions_place(struct conditions *c, const struct clip_text *clip, struct run *keep)
-{
-    for (int i = 0; i < c->n_text; i++)
-        c->hidden[i] = run_tensor(keep, 1, c->n_chunk * c->length, 1, clip->tower.width);
-}
-
 /* Scales each token's state by its weight, then all so that their mean is what it was. */
 static void weigh(float *hidden, const float *weight, int length, int width)
 {
@@ -82,7 +75,7 @@ static void weigh(float *hidden, const float *weight, int length, int width)
 }
 
 static int encode_text(struct conditions *c, const struct clip_text *clip, int skip,
-                       struct run *pass, int k, float *host, struct err *err)
+                       struct run *pass, int k, struct tensor *hidden, float *host, struct err *err)
 {
     const struct prompt_chunks *ch = &c->chunks[k];
     size_t row = (size_t)c->length * (size_t)clip->tower.width;
@@ -93,11 +86,11 @@ static int encode_text(struct conditions *c, const struct clip_text *clip, int s
     rc = rc < 0 ? rc : pass->dev->be->download(pass->dev, host, &y, err);
     for (int i = 0; i < c->n_chunk && rc == 0 && ch->weighted; i++)
         weigh(host + (size_t)i * row, ch->weight + i * c->length, c->length, clip->tower.width);
-    return rc < 0 ? rc : pass->dev->be->upload(pass->dev, &c->hidden[k], host, err);
+    return rc < 0 ? rc : pass->dev->be->upload(pass->dev, hidden, host, err);
 }
 
 int conditions_encode(struct conditions *c, const struct clip_text *clip, int skip,
-                      struct run *pass, struct err *err)
+                      struct run *pass, struct tensor *hidden, struct err *err)
 {
     size_t n = (size_t)c->n_chunk * (size_t)c->length * (size_t)clip->tower.width;
     float *host = malloc(n * sizeof *host);
@@ -107,7 +100,7 @@ int conditions_encode(struct conditions *c, const struct clip_text *clip, int sk
     clip_text_forward(clip, pass, c->words, c->chunks[0].id, c->n_chunk, c->length, skip);
     int rc = run_commit(pass, err);
     for (int k = 0; k < c->n_text && rc == 0; k++)
-        rc = encode_text(c, clip, skip, pass, k, host, err);
+        rc = encode_text(c, clip, skip, pass, k, &hidden[k], host, err);
     free(host);
     return rc;
 }
@@ -129,6 +122,5 @@ void conditions_release(struct conditions *c)
         prompt_chunks_release(&c->chunks[i]);
     free(c->row);
     free(c->chunks);
-    free(c->hidden);
     memset(c, 0, sizeof *c);
 }

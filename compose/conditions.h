@@ -5,8 +5,8 @@
  * step, padded to the same number of chunks, so that any of them can stand in a batch beside any other.
  *
  *     conditions_parse(&c, tokenizer, NULL, length, &prompt, &negative, steps, &err);
- *     conditions_encode(&c, clip, skip, &pass, &keep, &err);
- *     text = &c.hidden[conditions_at(&c, row, step)];
+ *     conditions_encode(&c, clip, skip, &pass, hidden, &err);
+ *     text = &hidden[conditions_at(&c, row, step)];
  */
 #ifndef WEFT_CONDITIONS_H
 #define WEFT_CONDITIONS_H
@@ -24,7 +24,6 @@ struct conditions {
     struct condition_row *row;
     int n_row;
     struct prompt_chunks *chunks; /* [n_text] */
-    struct tensor *hidden;        /* [n_text], each [1, n_chunk * length, width], in `keep` */
     int n_text, n_chunk, length;
     const struct words *words; /* that the chunks refer to, or NULL */
 };
@@ -34,12 +33,11 @@ struct conditions {
 int conditions_parse(struct conditions *c, const struct tokenizer *t, struct words *words,
                      int length, const struct prompt *prompt, const struct prompt *negative,
                      int steps, struct err *err);
-/* Places the encodings in `keep` (also while it is measuring). */
-void conditions_place(struct conditions *c, const struct clip_text *clip, struct run *keep);
-/* Fills them in. Words are weighted as A1111 does: each token's state times its weight, then the chunk
- * scaled back to the mean it had. `pass` is measured and committed here. */
+/* Fills in hidden[n_text], each [1, n_chunk * length, width]. Words are weighted as A1111 does: each token's
+ * state times its weight, then the chunk scaled back to the mean it had. `pass` is measured and committed
+ * here; the adapters in force are its own. */
 int conditions_encode(struct conditions *c, const struct clip_text *clip, int skip,
-                      struct run *pass, struct err *err);
+                      struct run *pass, struct tensor *hidden, struct err *err);
 /* Index of the text that row has at a step, counted from 0. A stage holds while step <= until, as in
  * A1111, whose "[a:b:10]" so gives a eleven steps. */
 int conditions_at(const struct conditions *c, int row, int step);

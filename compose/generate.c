@@ -1,7 +1,7 @@
 /* The denoise loop. Read generator_run first. */
 #include "generate.h"
 
-#include "conditions.h"
+#include "passes.h"
 
 #include <assert.h>
 #include <math.h>
@@ -11,9 +11,10 @@
 struct generator {
     const struct model *m;
     struct use *use;
+    struct compose_adapter *fact; /* [n_use] */
     int n_use;
+    struct compose *compose;
     struct fold *fold_unet, *fold_text;
-    struct branch *branch; /* [n_use], rewritten before each pass */
 
     struct run pass;               /* one forward pass at a time */
     struct run keep;               /* what lives as long as the picture */
@@ -24,10 +25,8 @@ struct generator {
     struct sampler *sampler;
     struct rng rng;
     struct tensor slot[SLOT_COUNT];
-    struct tensor x, text; /* the batch: a row a condition */
-    int *text_now;         /* [n_row] which text each row of `text` holds, -1: none */
-    double *t;             /* [n_row] */
-    float *host;           /* [c, h, w] and [h, w, c]: noise on its way to the device */
+    struct passes passes;
+    float *host; /* [c, h, w] and [h, w, c]: noise on its way to the device */
     bool ready;
 };
 
@@ -46,6 +45,11 @@ void picture_init(struct picture *p, const struct model *m)
 static int fold_all(struct generator *g, struct err *err)
 {
     size_t n = (size_t)g->n_use;
+    if (!compose_is_constant(g->compose))
+        return err_set(err, ERR_ARG,
+                       "--fold is for merge with one strength in both halves: %s acts beside "
+                       "the weights",
+                       g->compose->strategy->name);
     const struct adapter **a = malloc((n + 1) * sizeof *a);
     float *s = malloc((n + 1) * sizeof *s);
     int rc = a && s ? 0 : err_nomem(err, n * sizeof *a);
@@ -83,7 +87,7 @@ static int check_uses(const struct generator *g, struct err *err)
 }
 
 int generator_open(struct generator **out, const struct model *m, const struct use *use, int n_use,
-                   bool fold, struct err *err)
+                   const char *compose, bool fold, struct err *err)
 {
     struct generator *g = calloc(1, sizeof *g);
     size_t n = (size_t)n_use;
@@ -96,10 +100,10 @@ int generator_open(struct generator **out, const struct model *m, const struct u
     run_init(&g->pass, m->dev);
     run_init(&g->keep, m->dev);
     g->use = malloc((n + 1) * sizeof *g->use);
-    g->branch = calloc(n + 1, sizeof *g->branch);
-    if (!g->use || !g->branch) {
-        rc = err_nomem(err, n * sizeof *g->use);
-    } else {
+    g->fact = calloc(n + 1, sizeof *g->fact);
+    rc = g->use && g->fact ? compose_open(&g->compose, compose ? compose : "merge", err)
+                           : err_nomem(err, n * sizeof *g->use);
+    if (rc == 0) {
         if (n)
             memcpy(g->use, use, n * sizeof *use);
         g->n_use = n_use;
@@ -118,12 +122,9 @@ static void forget_picture(struct generator *g)
 {
     conditions_release(&g->cond);
     sampler_close(g->sampler);
-    free(g->text_now);
-    free(g->t);
+    passes_release(&g->passes);
     free(g->host);
     g->sampler = NULL;
-    g->text_now = NULL;
-    g->t = NULL;
     g->host = NULL;
     g->ready = false;
 }
@@ -137,30 +138,10 @@ void generator_close(struct generator *g)
     fold_free(g->fold_text);
     run_release(&g->pass);
     run_release(&g->keep);
+    compose_close(g->compose);
     free(g->use);
-    free(g->branch);
+    free(g->fact);
     free(g);
-}
-
-/* ---- adapters -------------------------------------------------------------------------------- */
-
-#define ALL_STEPS -1
-
-/* Puts the adapters in force on all rows of the next pass. step 0: the text encoder; ALL_STEPS: every
- * adapter that acts in any. */
-static void set_adapters(struct generator *g, int step, int rows)
-{
-    bool text = step == 0;
-    g->pass.fold = text ? g->fold_text : g->fold_unet;
-    g->pass.branch = g->branch;
-    g->pass.n_branch = 0;
-    for (int i = 0; i < g->n_use && !g->pass.fold; i++) {
-        const struct use *u = &g->use[i];
-        if (step > 0 && ((u->from && step < u->from) || (u->to && step > u->to)))
-            continue;
-        g->branch[g->pass.n_branch++] =
-            (struct branch){u->adapter, 0, rows, text ? u->te : u->unet};
-    }
 }
 
 static void no_adapters(struct generator *g)
@@ -212,28 +193,45 @@ static void place(struct generator *g)
     int h = g->p.h / g->m->vae->factor, w = g->p.w / g->m->vae->factor, c = g->m->vae->latent;
     for (int i = 0; i < SLOT_COUNT; i++)
         g->slot[i] = run_tensor(&g->keep, 1, h, w, c);
-    g->x = run_tensor(&g->keep, g->cond.n_row, h, w, c);
-    g->text = run_tensor(&g->keep, g->cond.n_row, g->cond.n_chunk * g->cond.length, 1,
-                         g->m->text->tower.width);
-    conditions_place(&g->cond, g->m->text, &g->keep);
+    passes_place(&g->passes);
+}
+
+/* The strategy from its beginning: what it was asked before is forgotten. */
+static int start_compose(struct generator *g, struct err *err)
+{
+    struct compose_facts facts = {.n_adapter = g->n_use, .adapter = g->fact, .steps = g->p.steps};
+    for (int i = 0; i < g->n_use; i++)
+        g->fact[i] = (struct compose_adapter){
+            .strength = g->use[i].unet, .from = g->use[i].from, .to = g->use[i].to};
+    return compose_start(g->compose, &facts, err);
+}
+
+static int plan_passes(struct generator *g, struct err *err)
+{
+    g->passes = (struct passes){.m = g->m,
+                                .use = g->use,
+                                .fold_unet = g->fold_unet,
+                                .fold_text = g->fold_text,
+                                .cond = &g->cond,
+                                .p = &g->p,
+                                .guided = is_guided(&g->p),
+                                .pass = &g->pass,
+                                .keep = &g->keep};
+    int rc = start_compose(g, err);
+    return rc < 0 ? rc : passes_plan(&g->passes, g->compose, g->sampler, err);
 }
 
 /* Host memory, and how much the device will be asked for. */
 static int plan_memory(struct generator *g, struct err *err)
 {
-    size_t rows = (size_t)g->cond.n_row;
     run_measure(&g->keep);
     place(g);
     int rc = run_check(&g->keep, err);
     if (rc < 0)
         return rc;
     g->keep_bytes = g->keep.plan.peak;
-    g->text_now = malloc(rows * sizeof *g->text_now);
-    g->t = calloc(rows, sizeof *g->t);
     g->host = malloc(2 * tensor_count(&g->slot[0]) * sizeof *g->host);
-    if (!g->text_now || !g->t || !g->host)
-        return err_nomem(err, 2 * tensor_count(&g->slot[0]) * sizeof *g->host);
-    return 0;
+    return g->host ? 0 : err_nomem(err, 2 * tensor_count(&g->slot[0]) * sizeof *g->host);
 }
 
 /* The picture in pixels, or one tile of it: what the autoencoder works on at once. */
@@ -246,19 +244,6 @@ static void pixel_size(const struct generator *g, int *h, int *w)
 
 /* Goes through one kind of pass without computing: only sizes, or also packing the weights. */
 typedef void pass_fn(struct generator *g);
-
-static void text_pass(struct generator *g)
-{
-    set_adapters(g, 0, g->cond.n_chunk);
-    clip_text_forward(g->m->text, &g->pass, g->cond.words, g->cond.chunks[0].id, g->cond.n_chunk,
-                      g->cond.length, g->p.clip_skip - 1);
-}
-
-static void unet_pass(struct generator *g)
-{
-    set_adapters(g, ALL_STEPS, g->cond.n_row);
-    unet_forward(g->m->unet, &g->pass, &g->x, g->t, &g->text);
-}
 
 static void decode_pass(struct generator *g)
 {
@@ -278,14 +263,16 @@ static void encode_pass(struct generator *g)
 
 static int all_passes(struct generator *g, bool prepare, struct cost *cost, struct err *err)
 {
-    int h, w, rc = 0;
+    int h, w;
+    double flops = 0;
+    int rc = passes_go_through(&g->passes, prepare, &g->pass_bytes, &flops, err);
+    if (cost)
+        cost->flops = flops;
     pixel_size(g, &h, &w);
     const struct {
         pass_fn *fn;
         double times;
-    } pass[] = {{text_pass, g->cond.n_text},
-                {unet_pass, g->sampler->n_eval},
-                {decode_pass, (double)g->p.h * g->p.w / ((double)h * w)},
+    } pass[] = {{decode_pass, (double)g->p.h * g->p.w / ((double)h * w)},
                 {encode_pass, g->p.init ? 1 : 0}};
 
     for (size_t i = 0; i < sizeof pass / sizeof *pass && rc == 0; i++) {
@@ -350,11 +337,12 @@ int generator_prepare(struct generator *g, const struct picture *p, struct cost 
                 : conditions_parse(&g->cond, g->m->tokenizer, p->words, g->m->text->positions,
                                    p->prompt, is_guided(p) ? p->negative : NULL, p->steps, err);
     g->pass_bytes = 0;
+    rc = rc < 0 ? rc : plan_passes(g, err);
     rc = rc < 0 ? rc : plan_memory(g, err);
     rc = rc < 0 ? rc : all_passes(g, false, cost, err);
     if (rc < 0)
         return rc;
-    cost->passes = g->sampler->n_eval * g->cond.n_row;
+    cost->passes = g->passes.total;
     cost->bytes = g->keep_bytes + g->pass_bytes;
     cost->weights = weight_bytes(g);
     g->ready = true;
@@ -432,55 +420,14 @@ static int start(struct generator *g, struct err *err)
     return run_check(&g->keep, err);
 }
 
-/* Brings the texts of this step into the batch. */
-static void set_texts(struct generator *g, int step)
-{
-    for (int i = 0; i < g->cond.n_row; i++) {
-        int k = conditions_at(&g->cond, i, step);
-        if (k == g->text_now[i])
-            continue;
-        struct tensor row = tensor_rows(&g->text, i, 1);
-        op_copy(&g->keep, &row, &g->cond.hidden[k]);
-        g->text_now[i] = k;
-    }
-}
-
-/* Slot M = uncond + cfg * sum_i weight_i (cond_i - uncond), as A1111 mixes the parts of a prompt; without
- * guidance there is one row, which is copied. */
-static void guide(struct generator *g, const struct tensor *y)
-{
-    const struct conditions *c = &g->cond;
-    bool guided = is_guided(&g->p);
-    double rest = 1;
-    struct tensor *m = &g->slot[SLOT_M];
-
-    for (int i = 1; i < c->n_row; i++)
-        rest -= g->p.cfg * c->row[i].weight;
-    for (int i = 0; i < c->n_row; i++) {
-        struct tensor row = tensor_rows(y, i, 1);
-        double k = !guided ? 1 : i == 0 ? rest : g->p.cfg * c->row[i].weight;
-        const struct tensor *src[2] = {&row, m};
-        double coef[2] = {k, 1};
-        op_lincomb(&g->keep, m, i == 0 ? 1 : 2, coef, src, 0);
-    }
-}
-
 /* One evaluation of the model into slot M. */
-static int evaluate(struct generator *g, const struct sampler_eval *e, struct err *err)
+static int evaluate(struct generator *g, int eval, struct err *err)
 {
-    for (int i = 0; i < g->cond.n_row; i++) {
-        struct tensor row = tensor_rows(&g->x, i, 1);
-        op_affine(&g->keep, &row, &g->slot[SLOT_X], e->in_scale, 0);
-        g->t[i] = e->t;
-    }
-    set_texts(g, e->step);
-    set_adapters(g, e->step + 1, g->cond.n_row);
-    run_reset(&g->pass);
-    struct tensor y = unet_forward(g->m->unet, &g->pass, &g->x, g->t, &g->text);
-    int rc = run_check(&g->pass, err);
-    if (rc == 0)
-        guide(g, &y);
-    return rc < 0 ? rc : run_check(&g->keep, err);
+    const struct sampler_eval *e = &g->sampler->eval[eval];
+    struct passes_at at = {.step = e->step, .t = e->t, .in_scale = e->in_scale};
+    struct action a;
+    passes_next(&g->passes, g->compose, g->sampler, eval, &a);
+    return passes_predict(&g->passes, &a, &at, &g->slot[SLOT_X], &g->slot[SLOT_M], err);
 }
 
 /* What the sampler does with slot M. */
@@ -562,8 +509,6 @@ static int get_ready(struct generator *g, struct err *err)
     if (rc < 0)
         return rc;
     place(g);
-    for (int i = 0; i < g->cond.n_row; i++)
-        g->text_now[i] = -1;
     rc = all_passes(g, true, NULL, err);
     return rc < 0 ? rc : run_reserve(&g->pass, g->pass_bytes, err);
 }
@@ -581,15 +526,14 @@ int generator_run(struct generator *g, struct image *im, generate_progress *prog
         return err_set(err, ERR_ARG, "no picture was prepared");
     int n = g->sampler->n_eval, rc = get_ready(g, err);
     rng_init(&g->rng, g->p.rng, g->p.seed);
-    set_adapters(g, 0, g->cond.n_chunk);
-    rc = rc < 0 ? rc : conditions_encode(&g->cond, g->m->text, g->p.clip_skip - 1, &g->pass, err);
+    rc = rc < 0 ? rc : start_compose(g, err);
+    rc = rc < 0 ? rc : passes_encode(&g->passes, err);
     no_adapters(g);
     rc = rc < 0 ? rc : start(g, err);
     for (int i = 0; i < n && rc == 0; i++) {
-        const struct sampler_eval *e = &g->sampler->eval[i];
         rc = go_on(progress, user, i, n, err);
-        rc = rc < 0 ? rc : evaluate(g, e, err);
-        rc = rc < 0 ? rc : advance(g, e, err);
+        rc = rc < 0 ? rc : evaluate(g, i, err);
+        rc = rc < 0 ? rc : advance(g, &g->sampler->eval[i], err);
     }
     no_adapters(g);
     rc = rc < 0 ? rc : go_on(progress, user, n, n, err);

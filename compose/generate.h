@@ -1,7 +1,7 @@
 /* generate.h: from a request to a picture: the denoise loop.
  *
  *     struct generator *g;
- *     generator_open(&g, model, uses, n_use, false, &err);
+ *     generator_open(&g, model, uses, n_use, "merge", false, &err);
  *     struct picture p;
  *     picture_init(&p, model);
  *     p.prompt = &prompt;
@@ -62,10 +62,11 @@ struct cost {
 typedef int generate_progress(void *user, int done, int total);
 
 struct generator;
-/* Both the model and the adapters are kept until generator_close. fold: add the adapters to private
- * weights once instead of running them beside the model; not with step windows. */
+/* compose: how several adapters share the picture, as compose.h reads it; NULL: "merge". Model and adapters
+ * are kept until generator_close. fold: add the adapters to private weights once instead of running them
+ * beside the model; only where all act alike in every pass. */
 int generator_open(struct generator **out, const struct model *m, const struct use *use, int n_use,
-                   bool fold, struct err *err);
+                   const char *compose, bool fold, struct err *err);
 void generator_close(struct generator *g);
 
 /* Checks the picture, plans it, and says what it will cost. Takes no device memory yet. */

@@ -77,7 +77,7 @@ static struct tensor forward(struct fixture *f, bool text)
         return clip_text_forward(f->m->text, &f->r, NULL, copy, 2, 32, 0);
     }
     struct tensor x = input(f, "unet_square_x", 2, 8, 8), c = input(f, "text", 2, 32, 1);
-    return unet_forward(f->m->unet, &f->r, &x, t, &c);
+    return unet_forward(f->m->unet, &f->r, &x, t, &c, NULL);
 }
 
 /* The output with the adapters that f->r has in force, on the host. */

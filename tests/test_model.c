@@ -143,7 +143,7 @@ static struct tensor unet_stage(struct golden *g, const void *arg)
     struct tensor text = run_tensor(&g->r, (int)ha.dim[0], (int)ha.dim[1], 1, (int)ha.dim[2]);
     op_upload(&g->r, &text, hf);
     free(hf);
-    return unet_forward(g->m->unet, &g->r, &x, t, &text);
+    return unet_forward(g->m->unet, &g->r, &x, t, &text, NULL);
 }
 
 static struct tensor decode_stage(struct golden *g, const void *arg)
@@ -236,7 +236,7 @@ static void check_picture(struct golden *g, const char *name, const struct image
     p.seed = 7;
     p.init = init;
     p.denoise = 0.6;
-    cr_assert_eq(generator_open(&gen, g->m, NULL, 0, false, &err), 0, "%s", err.msg);
+    cr_assert_eq(generator_open(&gen, g->m, NULL, 0, NULL, false, &err), 0, "%s", err.msg);
     cr_assert_eq(generator_prepare(gen, &p, NULL, &err), 0, "%s: %s", name, err.msg);
     cr_assert_eq(generator_run(gen, &im, NULL, NULL, &err), 0, "%s: %s", name, err.msg);
     float *want = values(g, name, NULL);

@@ -103,42 +103,89 @@ static void up_resnet(const struct resnet *b, struct run *r, struct tensor *h,
 
 #define MAX_SKIPS 256
 
-struct tensor unet_forward(const struct unet *u, struct run *r, const struct tensor *x,
-                           const double *t, const struct tensor *text)
+/* What the way down leaves for the way up. */
+struct skips {
+    struct tensor at[MAX_SKIPS];
+    int n;
+};
+
+static void down_level(const struct unet_level *l, struct run *r, struct tensor *h,
+                       struct skips *skips, const struct tensor *time, const struct tensor *text)
 {
-    struct tensor skip[MAX_SKIPS], time = time_embedding(u, r, t, x->n);
+    for (int j = 0; j < l->n; j++) {
+        *h = resnet_forward(&l->resnet[j], r, h, time);
+        if (l->transformer)
+            transformer_forward(&l->transformer[j], r, h, text);
+        skips->at[skips->n++] = *h;
+    }
+}
+
+static void up_level(const struct unet_level *l, struct run *r, struct tensor *h,
+                     struct skips *skips, const struct tensor *time, const struct tensor *text)
+{
+    for (int j = 0; j < l->n; j++) {
+        up_resnet(&l->resnet[j], r, h, &skips->at[--skips->n], time);
+        if (l->transformer)
+            transformer_forward(&l->transformer[j], r, h, text);
+    }
+    if (l->sampler.out) { /* to the size of the next skip, which is odd where the latent was */
+        const struct tensor *next = &skips->at[skips->n - 1];
+        run_replace(r, h, upsample_forward(&l->sampler, r, h, next->h, next->w));
+    }
+}
+
+/* From below the first level to above the last. */
+static void deep_levels(const struct unet *u, struct run *r, struct tensor *h, struct skips *skips,
+                        const struct tensor *time, const struct tensor *text)
+{
+    for (int i = 0; i < u->levels; i++) {
+        if (i > 0)
+            down_level(&u->down[i], r, h, skips, time, text);
+        if (u->down[i].sampler.out)
+            skips->at[skips->n++] = *h = layer_forward(&u->down[i].sampler, r, h);
+    }
+    *h = resnet_forward(&u->mid_resnet[0], r, h, time);
+    transformer_forward(&u->mid_transformer, r, h, text);
+    run_replace(r, h, resnet_forward(&u->mid_resnet[1], r, h, time));
+    for (int i = 0; i < u->levels - 1; i++)
+        up_level(&u->up[i], r, h, skips, time, text);
+}
+
+int unet_deep_channels(const struct unet *u)
+{
+    const struct unet_level *l = u->levels > 1 ? &u->up[u->levels - 2] : NULL;
+    return !l ? 0 : l->sampler.out ? l->sampler.out : l->resnet[l->n - 1].conv2.out;
+}
+
+static struct tensor reused(const struct unet *u, struct run *r, const struct tensor *x,
+                            const struct unet_deep *deep)
+{
+    struct tensor h = run_tensor(r, x->n, x->h, x->w, unet_deep_channels(u));
+    for (int i = 0; i < x->n; i++) {
+        struct tensor row = tensor_rows(&h, i, 1);
+        op_copy(r, &row, &deep->row[i]);
+    }
+    return h;
+}
+
+struct tensor unet_forward(const struct unet *u, struct run *r, const struct tensor *x,
+                           const double *t, const struct tensor *text, const struct unet_deep *deep)
+{
+    struct tensor time = time_embedding(u, r, t, x->n);
     struct tensor h = layer_forward(&u->conv_in, r, x);
-    int n_skip = 0;
+    struct skips skips = {.at = {h}, .n = 1};
 
-    skip[n_skip++] = h;
-    for (int i = 0; i < u->levels; i++) {
-        const struct unet_level *l = &u->down[i];
-        for (int j = 0; j < l->n; j++) {
-            h = resnet_forward(&l->resnet[j], r, &h, &time);
-            if (l->transformer)
-                transformer_forward(&l->transformer[j], r, &h, text);
-            skip[n_skip++] = h;
-        }
-        if (l->sampler.out)
-            skip[n_skip++] = h = layer_forward(&l->sampler, r, &h);
+    down_level(&u->down[0], r, &h, &skips, &time, text);
+    if (deep && deep->reuse)
+        h = reused(u, r, x, deep);
+    else
+        deep_levels(u, r, &h, &skips, &time, text);
+    for (int i = 0; deep && !deep->reuse && i < x->n; i++) {
+        struct tensor row = tensor_rows(&h, i, 1);
+        if (deep->row[i].c)
+            op_copy(r, &deep->row[i], &row);
     }
-
-    h = resnet_forward(&u->mid_resnet[0], r, &h, &time);
-    transformer_forward(&u->mid_transformer, r, &h, text);
-    run_replace(r, &h, resnet_forward(&u->mid_resnet[1], r, &h, &time));
-
-    for (int i = 0; i < u->levels; i++) {
-        const struct unet_level *l = &u->up[i];
-        for (int j = 0; j < l->n; j++) {
-            up_resnet(&l->resnet[j], r, &h, &skip[--n_skip], &time);
-            if (l->transformer)
-                transformer_forward(&l->transformer[j], r, &h, text);
-        }
-        if (l->sampler.out) /* to the size of the next skip, which is odd where the latent was */
-            run_replace(
-                r, &h,
-                upsample_forward(&l->sampler, r, &h, skip[n_skip - 1].h, skip[n_skip - 1].w));
-    }
+    up_level(&u->up[u->levels - 1], r, &h, &skips, &time, text);
 
     run_drop(r, &time);
     op_group_norm(r, &h, &u->norm_out, &h, NULL, ACT_SILU);

@@ -79,9 +79,21 @@ int unet_open(struct unet **out, struct device *dev, struct source *from, struct
               struct err *err);
 void unet_close(struct unet *u);
 
-/* One pass. x [n, h*w, in_channels], t[n] the timestep of each row, text [n, tokens, text_width].
- * Any h and w of at least 1. The result is [n, h*w, out_channels]. */
+/* Deep features: the input of the last up block, which changes slowly from step to step (Ma, Fang & Wang
+ * 2024, DeepCache). row[n] are tensors [1, h, w, unet_deep_channels], with c 0 where a row's are of no
+ * interest. A pass either leaves its features there or, with reuse, begins the last up block with them and
+ * leaves everything between the first level and the last out. */
+struct unet_deep {
+    struct tensor *row;
+    bool reuse;
+};
+/* 0: a UNet of one level, which has none. */
+int unet_deep_channels(const struct unet *u);
+
+/* One pass. x [n, h*w, in_channels], t[n] the timestep of each row, text [n, tokens, text_width]. deep may be
+ * NULL. Any h and w of at least 1. The result is [n, h*w, out_channels]. */
 struct tensor unet_forward(const struct unet *u, struct run *r, const struct tensor *x,
-                           const double *t, const struct tensor *text);
+                           const double *t, const struct tensor *text,
+                           const struct unet_deep *deep);
 
 #endif

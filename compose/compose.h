@@ -1,0 +1,124 @@
+/* compose.h: how several adapters share one picture, as plans of plain numbers.
+ *
+ *     struct compose *c;
+ *     compose_open(&c, "switch:tau=3,deepcache=2", &err);
+ *     compose_start(c, &facts, &err);                    // once a picture
+ *     compose_next(c, &now, &action, &err);              // before each evaluation of the model
+ *     compose_close(c);
+ *
+ * A strategy sees no tensor, file or device. It is told facts (how many adapters, their strengths, how many
+ * steps) and before each evaluation where the picture stands, and answers with an action: passes over the
+ * UNet, the adapters that act in each, and the weights by which the passes' outputs are mixed. What it answers
+ * depends on nothing else, so it can be asked beforehand what a picture will cost, and a test reads its actions
+ * as a table. The loop in generate.c does what it says.
+ */
+#ifndef WEFT_COMPOSE_H
+#define WEFT_COMPOSE_H
+
+#include "unet/err.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+
+enum { COMPOSE_MAX_ADAPTERS = 32, COMPOSE_MAX_OPTIONS = 8 };
+
+/* The two halves of a guided evaluation, and the places of a pair of weights. */
+enum half { HALF_UNCOND, HALF_COND };
+
+struct compose_adapter {
+    double strength; /* on the UNet */
+    int from, to;    /* steps it acts in, counted from 1; 0: from the first, to the last */
+};
+
+struct compose_facts {
+    int n_adapter;
+    const struct compose_adapter
+        *adapter; /* in the order they were given; kept until the last compose_next */
+    int steps;
+};
+
+/* Where the picture stands. */
+struct compose_now {
+    int step;       /* of the sampler, counted from 0; several evaluations may belong to one */
+    int eval;       /* counted from 0 */
+    unsigned texts; /* the same number as long as the texts are the same */
+};
+
+/* An adapter in a pass: factors on its strength, one a half. 0: it does not act there. */
+struct pass_act {
+    int adapter;
+    double w[2];
+};
+
+/* What a pass does with the input of the last up block (Ma, Fang & Wang 2024, "DeepCache"). */
+enum deep {
+    DEEP_PLAIN, /* nothing */
+    DEEP_KEEP,  /* a whole pass, which keeps it in the pass's slot */
+    DEEP_REUSE, /* a short pass: first level down, last level up, the slot between them */
+};
+
+struct pass {
+    int act0, n_act; /* of the action's acts */
+    double mix[2];   /* weight of its output in the mix, one a half */
+    enum deep deep;
+    int slot; /* below the number of adapters, or 0 */
+};
+
+struct action {
+    struct pass pass[COMPOSE_MAX_ADAPTERS];
+    struct pass_act act[2 * COMPOSE_MAX_ADAPTERS];
+    int n_pass, n_act;
+};
+
+/* An option of a strategy: a number, or with `choice` the index of one of these words. */
+struct compose_option {
+    const char *key, *help;
+    double usual, min, max;
+    const char *const *choice; /* ends with NULL; NULL: a number */
+    bool whole;                /* the number is */
+};
+
+struct compose;
+struct compose_strategy {
+    const char *name;
+    const char *about;                   /* one line */
+    const char *more;                    /* how, and whose */
+    const struct compose_option *option; /* ends with key NULL; NULL: none of its own */
+    /* Fills in passes with their acts and mix; deep features and `uncond` are laid over them by compose_next.
+     * `here` are the adapters that act in this step, at least one. */
+    void (*plan)(const struct compose *c, const struct compose_now *now, const int *here, int n,
+                 struct action *a);
+};
+extern const struct compose_strategy *const compose_strategies[]; /* ends with NULL */
+extern const struct compose_option compose_common[]; /* that all take besides; ends with key NULL */
+
+struct compose {
+    const struct compose_strategy *strategy;
+    double option[COMPOSE_MAX_OPTIONS]; /* in the order of strategy->option */
+    struct compose_facts facts;
+    bool uncond_base; /* uncond=base: no adapter acts in the unconditional half */
+    int deepcache;    /* whole passes every so many steps; 1: all */
+    struct kept {     /* what each slot holds */
+        int step;     /* of the pass that kept it, -1: nothing */
+        unsigned texts;
+        int n_act;
+        struct pass_act act[COMPOSE_MAX_ADAPTERS];
+    } kept[COMPOSE_MAX_ADAPTERS];
+};
+
+/* Reads NAME[:key=value,...]. ERR_ARG names what is wrong and what is known. */
+int compose_open(struct compose **out, const char *text, struct err *err);
+void compose_close(struct compose *c);
+/* Begins a picture (again). ERR_ARG for more than COMPOSE_MAX_ADAPTERS adapters. */
+int compose_start(struct compose *c, const struct compose_facts *facts, struct err *err);
+/* The action of the next evaluation; `now` moves forward only. */
+void compose_next(struct compose *c, const struct compose_now *now, struct action *a);
+/* Whether the adapters act alike in all passes of all steps that they act in, so that they could as well be
+ * folded into the weights. */
+bool compose_is_constant(const struct compose *c);
+
+/* For strategies: opens a pass at the end, and adds an act to the last pass. */
+struct pass *action_pass(struct action *a, double mix);
+void action_act(struct action *a, int adapter, double w);
+
+#endif

@@ -1,0 +1,343 @@
+/* Strategies as tables of actions; and pictures made by them, bit for bit where they must agree. */
+#include "compose/compose.h"
+#include "compose/generate.h"
+#include "store/adapter.h"
+#include "unet/sampler.h"
+#include "util.h"
+
+#include <criterion/criterion.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- tables ---------------------------------------------------------------------------------- */
+
+static struct compose *start(const char *text, int n, const struct compose_adapter *a)
+{
+    static const struct compose_adapter plain[COMPOSE_MAX_ADAPTERS + 1];
+    struct compose_facts facts = {.n_adapter = n, .adapter = a ? a : plain, .steps = 30};
+    struct compose *c;
+    struct err err;
+    cr_assert_eq(compose_open(&c, text, &err), 0, "%s", err.msg);
+    cr_assert_eq(compose_start(c, &facts, &err), 0, "%s", err.msg);
+    return c;
+}
+
+static struct action next(struct compose *c, int step)
+{
+    struct action a;
+    struct compose_now now = {.step = step, .eval = step};
+    compose_next(c, &now, &a);
+    return a;
+}
+
+Test(compose, merge_is_one_pass_of_all)
+{
+    const struct compose_adapter two[] = {{.strength = 1}, {.strength = -0.5}};
+    struct compose *c = start("merge", 2, two);
+    struct action a = next(c, 0);
+    cr_assert_eq(a.n_pass, 1);
+    cr_assert_eq(a.n_act, 2);
+    cr_expect_eq(a.pass[0].n_act, 2);
+    cr_expect_eq(a.pass[0].mix[0], 1);
+    cr_expect_eq(a.pass[0].mix[1], 1);
+    cr_expect_eq(a.pass[0].deep, DEEP_PLAIN);
+    for (int i = 0; i < 2; i++) {
+        cr_expect_eq(a.act[i].adapter, i);
+        cr_expect_eq(a.act[i].w[HALF_UNCOND], 1);
+        cr_expect_eq(a.act[i].w[HALF_COND], 1);
+    }
+    cr_expect(compose_is_constant(c));
+    compose_close(c);
+
+    c = start("merge:mode=blend,uncond=base", 2, two);
+    a = next(c, 0);
+    cr_expect_float_eq(a.act[0].w[HALF_COND], 0.5, 1e-12, ".75 / (1 + .5)");
+    cr_expect_eq(a.act[0].w[HALF_UNCOND], 0);
+    cr_expect(!compose_is_constant(c));
+    compose_close(c);
+}
+
+/* Zhong et al. 2024, eq. 2, counted from 0: two steps each, in order, over again. */
+Test(compose, switch_takes_turns)
+{
+    static const int want[] = {0, 0, 1, 1, 2, 2, 0, 0, 1};
+    struct compose *c = start("switch:tau=2", 3, NULL);
+    for (int i = 0; i < 9; i++) {
+        struct action a = next(c, i);
+        cr_assert_eq(a.n_pass, 1);
+        cr_assert_eq(a.n_act, 1);
+        cr_expect_eq(a.act[0].adapter, want[i], "step %d", i);
+    }
+    compose_close(c);
+}
+
+Test(compose, composite_is_the_mean_of_each_alone)
+{
+    struct compose *c = start("composite", 4, NULL);
+    struct action a = next(c, 7);
+    cr_assert_eq(a.n_pass, 4);
+    cr_assert_eq(a.n_act, 4);
+    for (int i = 0; i < 4; i++) {
+        cr_expect_eq(a.pass[i].act0, i);
+        cr_expect_eq(a.pass[i].n_act, 1);
+        cr_expect_eq(a.act[i].adapter, i);
+        cr_expect_eq(a.pass[i].mix[0], .25);
+        cr_expect_eq(a.pass[i].mix[1], .25);
+        cr_expect_eq(a.pass[i].slot, i);
+    }
+    compose_close(c);
+}
+
+/* Those outside their steps are not there: composite divides by those that are. */
+Test(compose, step_windows_hold_for_all)
+{
+    const struct compose_adapter two[] = {{.strength = 1, .to = 3},
+                                          {.strength = 1, .from = 3, .to = 5}};
+    static const char *const text[] = {"merge", "switch:tau=1", "composite"};
+    for (size_t k = 0; k < sizeof text / sizeof *text; k++) {
+        struct compose *c = start(text[k], 2, two);
+        struct action a = next(c, 0);
+        cr_expect(a.n_act == 1 && a.act[0].adapter == 0, "%s", text[k]);
+        cr_expect_eq(a.pass[0].mix[1], 1);
+        a = next(c, 2);
+        cr_expect(a.n_act == (k == 1 ? 1 : 2), "%s", text[k]);
+        a = next(c, 4);
+        cr_expect(a.n_act == 1 && a.act[0].adapter == 1, "%s", text[k]);
+        a = next(c, 5);
+        cr_expect(a.n_pass == 1 && a.n_act == 0 && a.pass[0].mix[1] == 1, "%s", text[k]);
+        compose_close(c);
+    }
+}
+
+/* Whole passes every third step; another adapter's or another text's features are never taken. */
+Test(compose, deepcache_keeps_and_reuses)
+{
+    struct compose *c = start("composite:deepcache=3", 2, NULL);
+    for (int i = 0; i < 9; i++) {
+        struct action a = next(c, i);
+        for (int k = 0; k < 2; k++)
+            cr_expect_eq(a.pass[k].deep, i % 3 ? DEEP_REUSE : DEEP_KEEP, "step %d", i);
+    }
+    struct compose_facts facts = c->facts;
+    struct err err;
+    cr_assert_eq(compose_start(c, &facts, &err), 0);
+    cr_expect_eq(next(c, 1).pass[0].deep, DEEP_KEEP, "a new picture begins with nothing");
+    struct action a;
+    compose_next(c, &(struct compose_now){.step = 2, .texts = 5}, &a);
+    cr_expect_eq(a.pass[0].deep, DEEP_KEEP, "another text");
+    compose_close(c);
+
+    c = start("switch:tau=2,deepcache=4", 2, NULL);
+    static const enum deep want[] = {DEEP_KEEP, DEEP_REUSE, DEEP_KEEP, DEEP_REUSE, DEEP_KEEP};
+    for (int i = 0; i < 5; i++)
+        cr_expect_eq(next(c, i).pass[0].deep, want[i], "step %d: the slot held another adapter's",
+                     i);
+    compose_close(c);
+}
+
+static void refused(const char *text, const char *why)
+{
+    struct compose *c;
+    struct err err;
+    cr_expect_eq(compose_open(&c, text, &err), ERR_ARG, "%s", text);
+    cr_expect(strstr(err.msg, why), "%s: %s", text, err.msg);
+}
+
+Test(compose, refusals)
+{
+    refused("glue", "no strategy 'glue'; known: merge, switch, composite");
+    refused("", "no strategy ''");
+    refused("switch:tau=0", "tau=0 is not a whole number from 1 to 1000");
+    refused("switch:tau=1.5", "tau=1.5 is not a whole");
+    refused("switch:tau=", "tau= is not");
+    refused("switch:tau=nan", "tau=nan is not");
+    refused("switch:tau", "'tau' is none of its options; known: tau=, uncond=, deepcache=");
+    refused("merge:mode=mean", "mode=mean is none of: sum, blend");
+    refused("composite:tau=3", "'tau=3' is none of its options");
+    struct compose_facts facts = {.n_adapter = COMPOSE_MAX_ADAPTERS + 1};
+    struct compose *c = start("composite", 0, NULL);
+    struct err err;
+    cr_expect_eq(compose_start(c, &facts, &err), ERR_ARG);
+    compose_close(c);
+}
+
+/* ---- pictures -------------------------------------------------------------------------------- */
+
+enum { N_LORA = 3 };
+static const char *const loras[N_LORA] = {"tests/golden/data/lora-peft.safetensors",
+                                          "tests/golden/data/lora-kohya.safetensors",
+                                          "tests/golden/data/lora-diffusers.safetensors"};
+
+struct fixture {
+    struct device *dev;
+    struct model *m;
+    struct adapter_file *file[N_LORA];
+    struct use use[N_LORA];
+    struct prompt prompt, negative;
+};
+
+static void fixture_open(struct fixture *f, const char *prompt)
+{
+    struct err err;
+    f->dev = test_device("cpu");
+    cr_assert_eq(model_open(&f->m, f->dev, "tests/golden/data/tiny-sd1", &err), 0, "%s", err.msg);
+    for (int i = 0; i < N_LORA; i++) {
+        struct bind_report report = {0};
+        struct adapter *a;
+        cr_assert_eq(adapter_file_open(&f->file[i], loras[i], &err), 0, "%s", err.msg);
+        cr_assert_eq(adapter_bind(&a, f->dev, &f->m->sites, &f->file[i]->list, loras[i], false,
+                                  &report, &err),
+                     0, "%s", err.msg);
+        bind_report_release(&report);
+        f->use[i] = (struct use){.adapter = a, .unet = 1 - .3f * (float)i, .te = .5f};
+    }
+    cr_assert_eq(prompt_read(&f->prompt, prompt, &err), 0);
+    cr_assert_eq(prompt_read_negative(&f->negative, "mist", &err), 0);
+}
+
+static void fixture_close(struct fixture *f)
+{
+    for (int i = 0; i < N_LORA; i++) {
+        adapter_free((struct adapter *)f->use[i].adapter);
+        adapter_file_close(f->file[i]);
+    }
+    prompt_release(&f->prompt);
+    prompt_release(&f->negative);
+    model_close(f->m);
+    device_close(f->dev);
+}
+
+struct made {
+    float *latent;
+    size_t n;
+    int passes;
+    double flops;
+};
+
+/* n adapters from the first-th on, six steps. */
+static struct made make(struct fixture *f, const char *compose, int first, int n)
+{
+    struct generator *g;
+    struct picture p;
+    struct image im;
+    struct cost cost;
+    struct err err;
+    struct made out;
+    picture_init(&p, f->m);
+    p.prompt = &f->prompt;
+    p.negative = &f->negative;
+    p.steps = 6;
+    p.seed = 3;
+    cr_assert_eq(generator_open(&g, f->m, f->use + first, n, compose, false, &err), 0, "%s",
+                 err.msg);
+    cr_assert_eq(generator_prepare(g, &p, &cost, &err), 0, "%s: %s", compose, err.msg);
+    cr_assert_eq(generator_run(g, &im, NULL, NULL, &err), 0, "%s: %s", compose, err.msg);
+    const float *z = generator_latent(g, &out.n);
+    out.latent = malloc(out.n * sizeof *z);
+    memcpy(out.latent, z, out.n * sizeof *z);
+    out.passes = cost.passes;
+    out.flops = cost.flops;
+    image_release(&im);
+    generator_close(g);
+    return out;
+}
+
+static bool same(struct fixture *f, const char *x, int n_x, const char *y, int n_y)
+{
+    struct made a = make(f, x, 0, n_x), b = make(f, y, 0, n_y);
+    bool is = a.n == b.n && !memcmp(a.latent, b.latent, a.n * sizeof *a.latent);
+    free(a.latent);
+    free(b.latent);
+    return is;
+}
+
+Test(compose, one_adapter_is_itself_in_all)
+{
+    struct fixture f;
+    fixture_open(&f, "an owl AND a castle:0.5");
+    cr_expect(same(&f, "merge", 1, "switch", 1));
+    cr_expect(same(&f, "merge", 1, "composite", 1));
+    cr_expect(same(&f, "merge", 1, "composite:deepcache=1", 1));
+    cr_expect(same(&f, "merge", 2, "merge:uncond=adapted", 2));
+    cr_expect(!same(&f, "merge", 2, "merge:uncond=base", 2),
+              "the halves have adapters of their own");
+    cr_expect(!same(&f, "merge", 2, "composite", 2));
+    cr_expect(!same(&f, "merge", 2, "switch:tau=2", 2));
+    cr_expect(!same(&f, "merge", 1, "merge:deepcache=2", 1));
+    fixture_close(&f);
+}
+
+/* A switch whose turns are longer than the picture is its first adapter, and its texts. */
+Test(compose, a_long_turn_is_the_first_adapter)
+{
+    struct fixture f;
+    fixture_open(&f, "an owl");
+    cr_expect(same(&f, "switch:tau=6", 3, "merge", 1));
+    cr_expect(!same(&f, "switch:tau=5", 3, "merge", 1));
+    fixture_close(&f);
+}
+
+/* Five passes of three rows go in two batches of eight rows: the mean of composite is that of the passes, each
+ * alone. Compared after one step, where the mean is all there is: relative 1e-5. */
+Test(compose, batches_change_nothing)
+{
+    struct fixture f;
+    fixture_open(&f, "an owl AND a castle:0.5");
+    struct use three[N_LORA];
+    memcpy(three, f.use, sizeof three);
+    struct use many[5] = {three[0], three[1], three[2], three[0], three[1]};
+    struct generator *g;
+    struct picture p;
+    struct image im;
+    struct err err;
+    float *sum = NULL, *all = NULL;
+    size_t n = 0;
+    picture_init(&p, f.m);
+    p.prompt = &f.prompt;
+    p.negative = &f.negative;
+    p.steps = 1;
+    p.seed = 3;
+    for (int k = 0; k < 6; k++) { /* five alone, then all */
+        cr_assert_eq(generator_open(&g, f.m, k < 5 ? &many[k] : many, k < 5 ? 1 : 5, "composite",
+                                    false, &err),
+                     0);
+        cr_assert_eq(generator_prepare(g, &p, NULL, &err), 0, "%s", err.msg);
+        cr_assert_eq(generator_run(g, &im, NULL, NULL, &err), 0, "%s", err.msg);
+        const float *z = generator_latent(g, &n);
+        if (!sum) {
+            sum = calloc(n, sizeof *sum);
+            all = calloc(n, sizeof *all);
+        }
+        for (size_t i = 0; i < n; i++)
+            if (k < 5)
+                sum[i] += z[i] / 5;
+            else
+                all[i] = z[i];
+        image_release(&im);
+        generator_close(g);
+    }
+    double e = test_error(all, sum, n);
+    cr_expect_lt(e, 1e-5, "%g", e);
+    free(sum);
+    free(all);
+    fixture_close(&f);
+}
+
+/* Six steps of two conditions: what is counted is what is run. */
+Test(compose, costs_are_counted)
+{
+    struct fixture f;
+    fixture_open(&f, "an owl");
+    struct made merge = make(&f, "merge", 0, 3), comp = make(&f, "composite", 0, 3),
+                deep = make(&f, "composite:deepcache=3", 0, 3);
+    cr_expect_eq(merge.passes, 12);
+    cr_expect_eq(comp.passes, 36);
+    cr_expect_eq(deep.passes, 36);
+    cr_expect_gt(comp.flops, 1.5 * merge.flops);
+    cr_expect_lt(deep.flops, .8 * comp.flops);
+    free(merge.latent);
+    free(comp.latent);
+    free(deep.latent);
+    fixture_close(&f);
+}
