@@ -5,6 +5,7 @@
 #include "store/format.h"
 #include "unet/file.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -101,7 +102,8 @@ static int open_adapter(struct making *m, int i, struct err *err)
         tell_adapter(name, f, m->adapter[i]);
     bind_report_release(&report);
     if (rc == 0)
-        m->use[i] = (struct use){m->adapter[i], (float)ra->unet, (float)ra->te, ra->from, ra->to};
+        m->use[i] =
+            (struct use){m->adapter[i], (float)ra->unet, (float)ra->te, ra->from, ra->to, NAN};
     return rc;
 }
 

@@ -5,9 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-extern const struct compose_strategy strategy_merge, strategy_switch, strategy_composite;
-const struct compose_strategy *const compose_strategies[] = {&strategy_merge, &strategy_switch,
-                                                             &strategy_composite, NULL};
+extern const struct compose_strategy strategy_merge, strategy_switch, strategy_composite,
+    strategy_cmlora;
+const struct compose_strategy *const compose_strategies[] = {
+    &strategy_merge, &strategy_switch, &strategy_composite, &strategy_cmlora, NULL};
 
 /* Options that every strategy takes, behind its own. */
 static const char *const unconds[] = {"adapted", "base", NULL};
@@ -166,17 +167,20 @@ static bool same_acts(const struct kept *k, const struct pass_act *a, int n)
     return same;
 }
 
-/* Whole passes every deepcache steps; a slot that holds another set's features is filled anew. */
+/* Deep features are taken only where the pass's slot holds those of the same adapters and texts; else the
+ * pass is whole and fills it. deepcache is laid over strategies that do not cache on their own. */
 static void set_deep(struct compose *c, const struct compose_now *now, struct action *a)
 {
     for (int i = 0; i < a->n_pass; i++) {
         struct pass *p = &a->pass[i];
         struct kept *k = &c->kept[p->slot];
         const struct pass_act *act = &a->act[p->act0];
-        bool fresh = k->step >= 0 && now->step / c->deepcache == k->step / c->deepcache &&
-                     now->texts == k->texts && same_acts(k, act, p->n_act);
-        p->deep = fresh ? DEEP_REUSE : DEEP_KEEP;
-        if (fresh)
+        if (c->deepcache > 1 && p->deep == DEEP_PLAIN)
+            p->deep = now->step / c->deepcache == k->step / c->deepcache ? DEEP_REUSE : DEEP_KEEP;
+        if (p->deep == DEEP_REUSE &&
+            (k->step < 0 || now->texts != k->texts || !same_acts(k, act, p->n_act)))
+            p->deep = DEEP_KEEP;
+        if (p->deep != DEEP_KEEP)
             continue;
         k->step = now->step;
         k->texts = now->texts;
@@ -200,8 +204,7 @@ void compose_next(struct compose *c, const struct compose_now *now, struct actio
         action_pass(a, 1);
     for (int i = 0; i < a->n_act && c->uncond_base; i++)
         a->act[i].w[HALF_UNCOND] = 0;
-    if (c->deepcache > 1)
-        set_deep(c, now, a);
+    set_deep(c, now, a);
 }
 
 bool compose_is_constant(const struct compose *c)

@@ -27,6 +27,7 @@ enum half { HALF_UNCOND, HALF_COND };
 
 struct compose_adapter {
     double strength; /* on the UNet */
+    double high;     /* share of high frequencies in what it draws (profile.h); NAN: not measured */
     int from, to;    /* steps it acts in, counted from 1; 0: from the first, to the last */
 };
 

@@ -7,7 +7,7 @@ static void plan(const struct compose *c, const struct compose_now *now, const i
     (void)c;
     (void)now;
     for (int i = 0; i < n; i++) {
-        action_pass(a, 1.0 / n);
+        action_pass(a, 1.0 / n)->slot = here[i];
         action_act(a, here[i], 1);
     }
 }

@@ -6,6 +6,7 @@
 #include "util.h"
 
 #include <criterion/criterion.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -136,6 +137,54 @@ Test(compose, deepcache_keeps_and_reuses)
     compose_close(c);
 }
 
+/* The paper's schedule: T = 220 has 92 refreshes, 200 has 85, 100 has 43. */
+Test(compose, cmlora_refreshes_as_published)
+{
+    static const int want[][2] = {{220, 92}, {200, 85}, {100, 43}};
+    for (int k = 0; k < 3; k++) {
+        struct compose_adapter one = {.strength = 1, .high = NAN};
+        struct compose *c = start("cmlora", 1, &one);
+        int n = 0;
+        c->facts.steps = want[k][0];
+        for (int i = 0; i < want[k][0]; i++)
+            n += next(c, i).pass[0].deep == DEEP_KEEP;
+        cr_expect_eq(n, want[k][1], "%d steps: %d", want[k][0], n);
+        compose_close(c);
+    }
+}
+
+/* Weights sum to n; one whole pass at a refresh but at the first step; high ones early, low ones late. */
+Test(compose, cmlora_turns)
+{
+    const struct compose_adapter four[] = {
+        {.high = .2}, {.high = .9}, {.high = .8}, {.high = .85}}; /* the first is the low one */
+    struct compose *c = start("cmlora", 4, four);
+    static const int early[] = {1, 1, 3, 3, 2, 2, 1, 1, 3, 3};
+    for (int i = 0; i < 30; i++) {
+        struct action a = next(c, i);
+        double sum = 0, most = 0;
+        int who = -1, whole = 0;
+        for (int k = 0; k < 4; k++) {
+            sum += a.pass[k].mix[1];
+            who = a.pass[k].mix[1] > most ? k : who;
+            most = a.pass[k].mix[1] > most ? a.pass[k].mix[1] : most;
+            whole += a.pass[k].deep == DEEP_KEEP;
+        }
+        cr_expect_float_eq(sum, 1, 1e-12);
+        cr_expect_float_eq(most, 0.5385, 1e-4, "N = 4 of the published weights");
+        cr_expect_leq(whole, i ? 1 : 4, "step %d", i);
+        cr_expect(i || whole == 4);
+        cr_expect(i >= 10 || who == early[i], "step %d: %d", i, who);
+        cr_expect(i >= 16 || who != 0, "the low one comes late");
+        cr_expect(i != 16 || who == 0, "and then first");
+    }
+    compose_close(c);
+    c = start("cmlora:order=reverse", 4, four);
+    struct action a = next(c, 3);
+    cr_expect_gt(a.pass[0].mix[1], .5, "reverse begins with the low one");
+    compose_close(c);
+}
+
 static void refused(const char *text, const char *why)
 {
     struct compose *c;
@@ -146,7 +195,7 @@ static void refused(const char *text, const char *why)
 
 Test(compose, refusals)
 {
-    refused("glue", "no strategy 'glue'; known: merge, switch, composite");
+    refused("glue", "no strategy 'glue'; known: merge, switch, composite, cmlora");
     refused("", "no strategy ''");
     refused("switch:tau=0", "tau=0 is not a whole number from 1 to 1000");
     refused("switch:tau=1.5", "tau=1.5 is not a whole");
@@ -259,6 +308,9 @@ Test(compose, one_adapter_is_itself_in_all)
     cr_expect(same(&f, "merge", 1, "switch", 1));
     cr_expect(same(&f, "merge", 1, "composite", 1));
     cr_expect(same(&f, "merge", 1, "composite:deepcache=1", 1));
+    cr_expect(same(&f, "merge", 1, "cmlora:interval=1", 1));
+    cr_expect(same(&f, "composite", 3, "cmlora:interval=1,weights=equal", 3));
+    cr_expect(!same(&f, "composite", 3, "cmlora:weights=equal", 3));
     cr_expect(same(&f, "merge", 2, "merge:uncond=adapted", 2));
     cr_expect(!same(&f, "merge", 2, "merge:uncond=base", 2),
               "the halves have adapters of their own");
