@@ -1,7 +1,7 @@
 # weft: see README.md. `make demo` and `make test` are all a newcomer needs.
 #
 #   make            the program, build/weft
-#   make demo       a picture from the demo model: demo.png
+#   make demo       two adapters in one picture of the demo model: demo.png
 #   make test       every test            make san    the same under ASan and UBSan
 #   make check      format, include directions, warnings, cppcheck
 #   make fuzz       a million executions of each parser, with coverage
@@ -101,8 +101,9 @@ demo: deps
 	$(DEMO)
 	@echo 'demo.png was made by'
 	@echo '    $(DEMO)'
-DEMO := build/weft render "a sks monkey on the left and a pizza on the right" \
-        -a assets/adapters/monkey.safetensors --cfg 5 --seed 7 -o demo.png
+DEMO := build/weft compare "a sks monkey on the left and a sks cucumber on the right" \
+        -a assets/adapters/monkey.safetensors -a assets/adapters/cucumber.safetensors \
+        --seed 1 --cfg 5 --cell 384 -o demo.png
 
 .PHONY: test
 test: deps
@@ -151,4 +152,4 @@ distclean:
 install: all
 	install -D -m 755 build/weft $(DESTDIR)$(PREFIX)/bin/weft
 	mkdir -p $(DESTDIR)$(PREFIX)/share/weft
-	cp -r assets/model assets/scorer $(DESTDIR)$(PREFIX)/share/weft/
+	cp -r assets/model assets/scorer assets/adapters $(DESTDIR)$(PREFIX)/share/weft/
