@@ -12,7 +12,7 @@ const struct command *const commands[] = {
     &command_sync,   &command_list,    &command_show,    &command_tag,
     &command_rm,     &command_gc,      &command_export,  &command_verify,
     &command_model,  &command_similar, &command_dupes,   &command_combine,
-    &command_resize, &command_which,   &command_catalog, &command_preview,
+    &command_resize, &command_which,   &command_catalog, &command_preview, &command_profile,
     &command_score,  &command_bench,   &command_help,    NULL};
 
 /* GNU's OpenMP lets a thread that waits for the others spin for milliseconds. On a machine that is busy

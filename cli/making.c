@@ -104,7 +104,9 @@ static int open_adapter(struct making *m, int i, struct err *err)
     if (rc == 0)
         m->use[i] =
             (struct use){m->adapter[i], (float)ra->unet, (float)ra->te, ra->from, ra->to, NAN};
-    return rc;
+    if (rc == 0 && m->repo)
+        rc = repo_profile(m->repo, f->data_sha256, m->model->fingerprint, &m->use[i].high, err);
+    return rc < 0 ? rc : 0;
 }
 
 static int open_adapters(struct making *m, struct err *err)

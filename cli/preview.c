@@ -1,5 +1,5 @@
 /* weft preview: what an adapter does, as a thumbnail that the repository keeps. */
-#include "making.h"
+#include "alone.h"
 #include "shelf.h"
 
 #include "unet/file.h"
@@ -89,53 +89,12 @@ static int open_repository(struct preview *c, struct err *err)
 
 /* ---- one ------------------------------------------------------------------------------------- */
 
-/* What to ask for: nothing where triggers will be put in, else what the thing is called. */
-static int find_prompt(struct preview *c, const struct repo_adapter *a, char **out, struct err *err)
-{
-    struct texts triggers = {0};
-    int rc = repo_texts(c->m.repo, a->key, REPO_TRIGGERS, &triggers, err);
-    const char *text = c->prompt       ? c->prompt
-                       : triggers.n    ? ""
-                       : a->class_word ? a->class_word
-                                       : a->name;
-    *out = rc < 0 ? NULL : strdup(text);
-    for (char *s = *out; s && text == a->name && *s; s++)
-        if (strchr("_()[]<>:\\|", *s))
-            *s = ' '; /* words, nothing that a prompt would follow */
-    texts_release(&triggers);
-    return rc < 0 ? rc : *out ? 0 : err_nomem(err, strlen(text));
-}
-
-static int check_fit(const struct preview *c, const struct repo_adapter *a, struct err *err)
-{
-    int width = c->m.model->text->tower.width;
-    if (a->unusable)
-        return err_set(err, ERR_MISMATCH, "not renderable: %.200s", a->unusable);
-    if (a->missing)
-        return err_set(err, ERR_IO, "its file is gone; weft sync finds it if it was moved");
-    if (a->context && a->context != width)
-        return err_set(err, ERR_MISMATCH,
-                       "made for %s (texts of width %d), and this model takes %d; -m names another",
-                       a->base, a->context, width);
-    return 0;
-}
-
 static int make(struct preview *c, const struct repo_adapter *a, struct image *im, struct err *err)
 {
-    struct making *m = &c->m;
     struct picture p;
-    char *prompt = NULL;
-    int rc = check_fit(c, a, err);
-    rc = rc < 0 ? rc : find_prompt(c, a, &prompt, err);
-    rc = rc < 0 ? rc : making_request(m, prompt, err);
-    rc = rc < 0 ? rc : request_add_adapter(&m->r, a->id, err);
-    rc = rc < 0 ? rc : making_load(m, err);
-    rc = rc < 0 ? rc : making_picture(m, &p, err);
-    rc = rc < 0 ? rc : generator_open(&m->g, m->model, m->use, m->r.n_adapter, NULL, false, err);
-    rc = rc < 0 ? rc : making_plan(m, &p, c->made ? 0 : c->id.n, err);
-    rc = rc < 0 ? rc : making_run(m, &p, im, err);
-    free(prompt);
-    return rc;
+    int rc = alone_open(&c->m, a, c->prompt, &p, err);
+    rc = rc < 0 ? rc : making_plan(&c->m, &p, c->made ? 0 : c->id.n, err);
+    return rc < 0 ? rc : making_run(&c->m, &p, im, err);
 }
 
 static int keep(struct preview *c, const char *path, const struct image *im, struct err *err)

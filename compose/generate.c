@@ -462,7 +462,7 @@ static int became_nan(struct err *err)
 static int final_latent(struct generator *g, struct err *err)
 {
     size_t n = tensor_count(&g->slot[SLOT_X]);
-    int rc = g->keep.dev->be->download(g->keep.dev, g->host, &g->slot[SLOT_X], err);
+    int rc = generator_look(g, err);
     for (size_t i = 0; i < n && rc == 0; i++)
         if (!isfinite(g->host[i]))
             rc = became_nan(err);
@@ -541,6 +541,11 @@ int generator_run(struct generator *g, struct image *im, generate_progress *prog
     rc = rc < 0 ? rc : go_on(progress, user, n, n, err);
     rc = rc < 0 ? rc : final_latent(g, err);
     return rc < 0 ? rc : decode(g, im, err);
+}
+
+int generator_look(struct generator *g, struct err *err)
+{
+    return g->keep.dev->be->download(g->keep.dev, g->host, &g->slot[SLOT_X], err);
 }
 
 const float *generator_latent(const struct generator *g, size_t *n)

@@ -76,7 +76,9 @@ int generator_prepare(struct generator *g, const struct picture *p, struct cost 
 /* Makes the prepared picture: memory is taken and weights are packed before the first step. im is filled in; release it. */
 int generator_run(struct generator *g, struct image *im, generate_progress *progress, void *user,
                   struct err *err);
-/* The final latent of the last picture, [h*w, channels], before decoding; borrowed. For tests. */
+/* The latent of the last picture, [h*w, channels], before decoding; borrowed. Within progress, after
+ * generator_look: as it stands. */
 const float *generator_latent(const struct generator *g, size_t *n);
+int generator_look(struct generator *g, struct err *err);
 
 #endif

@@ -277,6 +277,34 @@ int repo_preview_path(const struct repo *r, const struct repo_adapter *a, char *
     return rc;
 }
 
+/* ---- profiles -------------------------------------------------------------------------------- */
+
+int repo_profile(struct repo *r, const char *data_sha256, const char *model, double *high,
+                 struct err *err)
+{
+    sqlite3_stmt *q;
+    int rc =
+        db_query(r->db, err, &q, "SELECT high FROM profile WHERE data_sha256 = ? AND model = ?",
+                 "ss", data_sha256, model);
+    rc = rc < 0 ? rc : db_next(r->db, q, err);
+    if (rc == 1)
+        *high = db_number(q, 0);
+    db_done(q);
+    return rc < 0 ? rc : !rc;
+}
+
+int repo_set_profile(struct repo *r, const char *data_sha256, const char *model, double high,
+                     struct err *err)
+{
+    sqlite3_stmt *q;
+    int rc = db_query(r->db, err, &q,
+                      "INSERT OR REPLACE INTO profile (data_sha256, model, high) VALUES (?, ?, ?)",
+                      "ssd", data_sha256, model, high);
+    rc = rc < 0 ? rc : db_next(r->db, q, err);
+    db_done(q);
+    return rc < 0 ? rc : 0;
+}
+
 /* ---- export ---------------------------------------------------------------------------------- */
 
 static int copy_out(const char *from, const char *sha256, const char *to, struct err *err)

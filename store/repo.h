@@ -109,6 +109,11 @@ char *repo_preview(const struct repo *r, const struct repo_adapter *a);
  * Its folder is made. */
 int repo_preview_path(const struct repo *r, const struct repo_adapter *a, char **out,
                       struct err *err);
+/* What weft profile measured of these tensors with that model: 0 found, 1 not. And keeps it. */
+int repo_profile(struct repo *r, const char *data_sha256, const char *model, double *high,
+                 struct err *err);
+int repo_set_profile(struct repo *r, const char *data_sha256, const char *model, double high,
+                     struct err *err);
 /* Metadata of the file and what lay beside it, each a JSON object or NULL. New strings. */
 int repo_metadata(struct repo *r, int64_t key, char **file, char **beside, struct err *err);
 

@@ -114,3 +114,13 @@ CREATE TABLE sketch (
     left_out     INTEGER NOT NULL,          -- deltas that are no matrices
     sketch       BLOB NOT NULL              -- SKETCH_SIZE floats
 ) WITHOUT ROWID;
+
+-- migration 3
+
+-- How much of what an adapter draws with a model is fine detail (compose/profile.h), by the hashes of both.
+CREATE TABLE profile (
+    data_sha256  TEXT NOT NULL,
+    model        TEXT NOT NULL,             -- its fingerprint
+    high         REAL NOT NULL,
+    PRIMARY KEY (data_sha256, model)
+) WITHOUT ROWID;

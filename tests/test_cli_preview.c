@@ -156,3 +156,50 @@ Test(cli_preview, refuses)
     expect_failure(&s, 1, "no-model");
     shell_close(&s);
 }
+
+/* ---- weft profile ---------------------------------------------------------------------------- */
+
+/* Numbers a step and at four cuts, a plot, and what cmlora then orders by: kept, so that another order makes
+ * another picture. */
+Test(cli_profile, is_measured_and_kept)
+{
+    struct shell s;
+    struct image im = {0};
+    struct err err;
+    fill(&s);
+    weft(&s, "profile", "film", "bare", "--model", MODEL, "--steps", "6", "--json", "-o",
+         in(&s, "p.png"), NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    json_t *j = json_loads(s.out, JSON_DISABLE_EOF_CHECK, NULL);
+    json_t *curves = json_object_get(j, "curves");
+    cr_assert_eq(json_array_size(curves), 4, "%s", s.out);
+    json_t *curve = json_object_get(json_array_get(curves, 1), "high");
+    cr_expect_eq(json_array_size(curve), 7, "six steps and the end");
+    double high = json_real_value(json_object_get(j, "high"));
+    cr_expect(high > 0 && high < 1);
+    cr_expect_eq(high, json_real_value(json_array_get(curve, 6)));
+    json_decref(j);
+    cr_assert_eq(image_read_png(in(&s, "p.png"), &im, NULL, &err), 0, "%s", err.msg);
+    cr_expect_gt(im.w, 600);
+    image_release(&im);
+
+    for (int i = 0; i < 2; i++) {
+        weft(&s, "render", "x", "--model", MODEL, "-a", "film", "-a", "bare", "--steps", "6",
+             "--seed", "1", "--compose", i ? "cmlora:order=reverse" : "cmlora", "-o",
+             in(&s, i ? "b.png" : "a.png"), NULL);
+        cr_assert_eq(s.code, 0, "%s", s.err);
+    }
+    struct image a = {0}, b = {0};
+    cr_assert_eq(image_read_png(in(&s, "a.png"), &a, NULL, &err), 0);
+    cr_assert_eq(image_read_png(in(&s, "b.png"), &b, NULL, &err), 0);
+    cr_expect(memcmp(a.rgb, b.rgb, 3 * (size_t)a.w * (size_t)a.h), "the order is the same");
+    image_release(&a);
+    image_release(&b);
+
+    weft(&s, "profile", "other", "--model", MODEL, NULL);
+    cr_expect_eq(s.code, 1);
+    cr_expect(strstr(s.err, "texts of width 768"), "%s", s.err);
+    weft(&s, "profile", NULL);
+    cr_expect_eq(s.code, 2);
+    shell_close(&s);
+}

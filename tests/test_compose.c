@@ -1,6 +1,7 @@
 /* Strategies as tables of actions; and pictures made by them, bit for bit where they must agree. */
 #include "compose/compose.h"
 #include "compose/generate.h"
+#include "compose/profile.h"
 #include "store/adapter.h"
 #include "unet/sampler.h"
 #include "util.h"
@@ -209,6 +210,41 @@ Test(compose, refusals)
     struct err err;
     cr_expect_eq(compose_start(c, &facts, &err), ERR_ARG);
     compose_close(c);
+}
+
+/* One wave has one frequency: radius 10 of 22, of which the eighteen from 4.4 up count. Its place, phase and
+ * the channels' number mean nothing; a plain latent has no high frequencies; a grating's square has more. */
+Test(profile, waves)
+{
+    enum { N = 32, C = 3 };
+    float x[N * N * C];
+    double high;
+    struct err err;
+    for (int y = 0; y < N; y++)
+        for (int i = 0; i < N; i++)
+            for (int c = 0; c < C; c++)
+                x[(y * N + i) * C + c] = (float)(2 * cos(2 * M_PI * (6 * y + 8 * i) / N + .7));
+    cr_assert_eq(profile_high(x, N, N, C, PROFILE_CUT, &high, &err), 0);
+    cr_expect_float_eq(high, 1.0 / 18, 1e-6, "%g", high);
+    cr_assert_eq(profile_high(x, N, N, C, .5, &high, &err), 0);
+    cr_expect_lt(high, 1e-6, "beyond 11: %g", high);
+    for (int i = 0; i < N * N * C; i++)
+        x[i] = 5;
+    cr_assert_eq(profile_high(x, N, N, C, PROFILE_CUT, &high, &err), 0);
+    cr_expect_lt(high, 1e-6);
+    test_fill(x, (size_t)N * N * C, 3);
+    cr_assert_eq(profile_high(x, N, N, C, PROFILE_CUT, &high, &err), 0);
+    cr_expect_gt(high, .4, "noise: %g", high);
+}
+
+/* By hand, 4 x 6: one point of 1 has amplitude 1 everywhere, so q is 1 at every radius. */
+Test(profile, a_point_is_flat)
+{
+    float x[4 * 6] = {[9] = 1};
+    double high;
+    struct err err;
+    cr_assert_eq(profile_high(x, 4, 6, 1, PROFILE_CUT, &high, &err), 0);
+    cr_expect_float_eq(high, 1, 1e-9);
 }
 
 /* ---- pictures -------------------------------------------------------------------------------- */
