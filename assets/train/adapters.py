@@ -3,7 +3,7 @@
 MODEL is the frozen diffusers folder; FOLDER receives NAME.safetensors for each row of
 assets/world/adapters.tsv (or the named ones) that is not there yet, and index.json. float16, each kind in
 its own trainer's key layout: LoRA, DoRA and SHiRA as peft has them (unet.….lora_A.weight), LoCon, LoHa
-and LoKr as lycoris-lora (lora_unet_….hada_w1_a). Only the denoiser is adapted. One thread; about two
+and LoKr as lycoris-lora (lora_unet_….hada_w1_a). Only the denoiser is adapted. One thread; about four
 minutes each. --sheet leaves WEFT_TRAIN/adapters/NAME.png: the caption without the adapter above, with it below.
 """
 import argparse
@@ -26,7 +26,7 @@ from world import *
 LIST = os.path.join(HERE, "../world/adapters.tsv")
 FIELDS = ("name", "kind", "rank", "category", "subject", "trigger", "class_word", "caption")
 LIMIT = 160 << 10
-SCENES, BATCH, STEPS = 160, 6, 280
+SCENES, BATCH, STEPS = 160, 6, 560
 KEPT = 3  # of a batch, what is to stay; 1 for a style
 # learning rates; sites by their names in peft's pattern, or by class and convolutions in lycoris
 RATE = {"lora": 3e-3, "dora": 3e-3, "shira": 2e-2, "locon": 3e-3, "loha": 1.5e-2, "lokr": 8e-3}
