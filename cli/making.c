@@ -2,6 +2,8 @@
 
 #include "embeddings.h"
 
+#include "compose/compose.h"
+#include "compose/relevance.h"
 #include "store/format.h"
 #include "unet/file.h"
 
@@ -102,8 +104,12 @@ static int open_adapter(struct making *m, int i, struct err *err)
         tell_adapter(name, f, m->adapter[i]);
     bind_report_release(&report);
     if (rc == 0)
-        m->use[i] =
-            (struct use){m->adapter[i], (float)ra->unet, (float)ra->te, ra->from, ra->to, NAN};
+        m->use[i] = (struct use){.adapter = m->adapter[i],
+                                 .unet = (float)ra->unet,
+                                 .te = (float)ra->te,
+                                 .from = ra->from,
+                                 .to = ra->to,
+                                 .high = NAN};
     if (rc == 0 && m->repo)
         rc = repo_profile(m->repo, f->data_sha256, m->model->fingerprint, &m->use[i].high, err);
     return rc < 0 ? rc : 0;
@@ -118,6 +124,66 @@ static int open_adapters(struct making *m, struct err *err)
     int rc = m->file && m->adapter && m->use ? 0 : err_nomem(err, n * sizeof *m->use);
     for (int i = 0; i < m->r.n_adapter && rc == 0; i++)
         rc = open_adapter(m, i, err);
+    return rc;
+}
+
+/* Whether one of the strategies in hand weighs adapters by their words. */
+static bool weighs(const struct making *m)
+{
+    const char *const *name = m->given.compose.item;
+    for (int i = -1; i < m->given.compose.n; i++) {
+        const char *text = i < 0 ? m->r.compose : name[i];
+        struct compose *c = NULL;
+        struct err none;
+        bool yes = text && compose_open(&c, text, &none) == 0 && c->strategy->weighs;
+        compose_close(c);
+        if (yes)
+            return true;
+    }
+    return false;
+}
+
+/* All texts with commas between: a new string. */
+static char *join(const struct texts *t)
+{
+    char *out = NULL;
+    size_t size;
+    FILE *f = open_memstream(&out, &size);
+    for (int i = 0; f && i < t->n; i++)
+        fprintf(f, "%s%s", i ? ", " : "", t->item[i]);
+    return f && fclose(f) == 0 ? out : NULL;
+}
+
+/* What the adapters' trigger words are to the prompt. */
+static int weigh_adapters(struct making *m, struct err *err)
+{
+    size_t n = (size_t)m->r.n_adapter + 1;
+    struct relevance *out = calloc(n, sizeof *out);
+    struct texts *words = calloc(n, sizeof *words);
+    char **joined = calloc(n, sizeof *joined);
+    int rc = out && words && joined ? 0 : err_nomem(err, n * sizeof *out);
+    for (int i = 0; i < m->r.n_adapter && rc == 0; i++) {
+        if (!m->r.adapter[i].row)
+            continue;
+        rc = repo_texts(m->repo, m->r.adapter[i].row->key, REPO_TRIGGERS, &words[i], err);
+        joined[i] = rc == 0 ? join(&words[i]) : NULL;
+        if (rc == 0 && !joined[i])
+            rc = err_nomem(err, 64);
+    }
+    rc = rc < 0 ? rc
+                : relevance_measure(m->model, m->prompt.part[0].text, (const char *const *)joined,
+                                    m->r.n_adapter, out, err);
+    for (int i = 0; i < m->r.n_adapter && rc == 0; i++) {
+        m->use[i].part = out[i].part;
+        m->use[i].match = out[i].match;
+    }
+    for (int i = 0; words && joined && i < m->r.n_adapter; i++) {
+        texts_release(&words[i]);
+        free(joined[i]);
+    }
+    free(out);
+    free(words);
+    free(joined);
     return rc;
 }
 
@@ -200,6 +266,8 @@ int making_load(struct making *m, struct err *err)
     int rc = read_prompts(m, err);
     rc = rc < 0 ? rc : making_model(m, err);
     rc = rc < 0 ? rc : open_adapters(m, err);
+    if (rc == 0 && weighs(m))
+        rc = weigh_adapters(m, err);
     rc = rc < 0 ? rc : embeddings_open(&m->words, &m->r, m->model, m->file, m->verbose, err);
     return rc < 0 || !m->r.init ? rc : read_init(m, err);
 }

@@ -6,9 +6,14 @@
 #include <string.h>
 
 extern const struct compose_strategy strategy_merge, strategy_switch, strategy_composite,
-    strategy_cmlora;
-const struct compose_strategy *const compose_strategies[] = {
-    &strategy_merge, &strategy_switch, &strategy_composite, &strategy_cmlora, NULL};
+    strategy_cmlora, strategy_wswitch, strategy_wcomposite;
+const struct compose_strategy *const compose_strategies[] = {&strategy_merge,
+                                                             &strategy_switch,
+                                                             &strategy_composite,
+                                                             &strategy_cmlora,
+                                                             &strategy_wswitch,
+                                                             &strategy_wcomposite,
+                                                             NULL};
 
 /* Options that every strategy takes, behind its own. */
 static const char *const unconds[] = {"adapted", "base", NULL};

@@ -28,7 +28,9 @@ enum half { HALF_UNCOND, HALF_COND };
 struct compose_adapter {
     double strength; /* on the UNet */
     double high;     /* share of high frequencies in what it draws (profile.h); NAN: not measured */
-    int from, to;    /* steps it acts in, counted from 1; 0: from the first, to the last */
+    double part,
+        match; /* how much of the prompt is its own (relevance.h), each summing to 1; 0 in all: unknown */
+    int from, to; /* steps it acts in, counted from 1; 0: from the first, to the last */
 };
 
 struct compose_facts {
@@ -84,6 +86,7 @@ struct compose_strategy {
     const char *name;
     const char *about;                   /* one line */
     const char *more;                    /* how, and whose */
+    bool weighs;                         /* wants to know part and match */
     const struct compose_option *option; /* ends with key NULL; NULL: none of its own */
     /* Fills in passes with their acts and mix; deep features and `uncond` are laid over them by compose_next.
      * `here` are the adapters that act in this step, at least one. */

@@ -202,6 +202,8 @@ static int start_compose(struct generator *g, struct err *err)
     struct compose_facts facts = {.n_adapter = g->n_use, .adapter = g->fact, .steps = g->p.steps};
     for (int i = 0; i < g->n_use; i++)
         g->fact[i] = (struct compose_adapter){.strength = g->use[i].unet,
+                                              .part = g->use[i].part,
+                                              .match = g->use[i].match,
                                               .high = g->use[i].high,
                                               .from = g->use[i].from,
                                               .to = g->use[i].to};

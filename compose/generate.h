@@ -29,6 +29,7 @@ struct use {
     /* Steps it acts in, counted from 1, both included; 0: from the first, to the last. Only without deltas
      * on the text encoder, or with te 0: texts are encoded once. */
     int from, to;
+    double part, match; /* of the prompt (relevance.h); 0 in all: unknown */
     double high; /* share of high frequencies in what it draws (profile.h); NAN: not measured */
 };
 

@@ -2,6 +2,7 @@
 #include "compose/compose.h"
 #include "compose/generate.h"
 #include "compose/profile.h"
+#include "compose/relevance.h"
 #include "store/adapter.h"
 #include "unet/sampler.h"
 #include "util.h"
@@ -186,6 +187,39 @@ Test(compose, cmlora_turns)
     compose_close(c);
 }
 
+/* Parts 4 : 2 : 1 of tau 4 are turns of 4, 2, 1; the last five steps of 30 are the first one's. Nothing known: a
+ * plain switch. */
+Test(compose, wswitch_turns_are_as_long_as_parts)
+{
+    const struct compose_adapter three[] = {{.part = 2. / 7}, {.part = 4. / 7}, {.part = 1. / 7}};
+    static const int want[] = {0, 0, 1, 1, 1, 1, 2, 0, 0, 1};
+    struct compose *c = start("wswitch:tau=4", 3, three);
+    for (int i = 0; i < 30; i++) {
+        struct action a = next(c, i);
+        cr_assert_eq(a.n_act, 1);
+        cr_expect(i >= 10 || a.act[0].adapter == want[i], "step %d", i);
+        cr_expect(i < 25 || a.act[0].adapter == 0, "step %d", i);
+    }
+    compose_close(c);
+    c = start("wswitch:tau=2,tail=0", 2, NULL);
+    for (int i = 0; i < 8; i++)
+        cr_expect_eq(next(c, i).act[0].adapter, i / 2 % 2);
+    compose_close(c);
+}
+
+Test(compose, wcomposite_mixes_by_match)
+{
+    const struct compose_adapter two[] = {{.match = .75}, {.match = .25}};
+    struct compose *c = start("wcomposite", 2, two);
+    struct action a = next(c, 0);
+    cr_expect_eq(a.pass[0].mix[1], .75);
+    cr_expect_eq(a.pass[1].mix[0], .25);
+    compose_close(c);
+    c = start("wcomposite", 4, NULL);
+    cr_expect_eq(next(c, 0).pass[3].mix[1], .25, "nothing known: composite");
+    compose_close(c);
+}
+
 static void refused(const char *text, const char *why)
 {
     struct compose *c;
@@ -196,7 +230,8 @@ static void refused(const char *text, const char *why)
 
 Test(compose, refusals)
 {
-    refused("glue", "no strategy 'glue'; known: merge, switch, composite, cmlora");
+    refused("glue",
+            "no strategy 'glue'; known: merge, switch, composite, cmlora, wswitch, wcomposite");
     refused("", "no strategy ''");
     refused("switch:tau=0", "tau=0 is not a whole number from 1 to 1000");
     refused("switch:tau=1.5", "tau=1.5 is not a whole");
@@ -245,6 +280,46 @@ Test(profile, a_point_is_flat)
     struct err err;
     cr_assert_eq(profile_high(x, 4, 6, 1, PROFILE_CUT, &high, &err), 0);
     cr_expect_float_eq(high, 1, 1e-9);
+}
+
+static void without(const char *text, const char *triggers, const char *want)
+{
+    char *got = relevance_without(text, triggers);
+    cr_expect_str_eq(got, want, "%s | %s", text, triggers);
+    free(got);
+}
+
+Test(relevance, words_are_taken_out_whole)
+{
+    without("a sks monkey and a pizza", "sks monkey", "a  and a pizza");
+    without("a SKS Monkey, red hat", "sks monkey, red hat", "a , ");
+    without("monkeys", "monkey", "monkeys");
+    without("a cat", "", "a cat");
+    without("a cat", " , ,", "a cat");
+    without("a cat a cat", "cat", "a  a cat");
+}
+
+/* Parts and matches sum to 1; whose words fill the prompt has more of both; who has none has the least. */
+Test(relevance, the_encoder_weighs)
+{
+    static const char *const triggers[] = {"red apple on a blue table", "owl", NULL};
+    struct device *dev = test_device("cpu");
+    struct model *m;
+    struct relevance r[3];
+    struct err err;
+    cr_assert_eq(model_open(&m, dev, "assets/model", &err), 0, "%s", err.msg);
+    cr_assert_eq(relevance_measure(m, "red apple on a blue table, owl", triggers, 3, r, &err), 0,
+                 "%s", err.msg);
+    cr_expect_float_eq(r[0].part + r[1].part + r[2].part, 1, 1e-9);
+    cr_expect_float_eq(r[0].match + r[1].match + r[2].match, 1, 1e-9);
+    cr_expect(r[0].part > r[1].part && r[1].part >= r[2].part, "%g %g %g", r[0].part, r[1].part,
+              r[2].part);
+    cr_expect(r[0].match > r[1].match, "%g %g", r[0].match, r[1].match);
+    cr_expect_float_eq(r[2].match, (r[0].match + r[1].match) / 2, 1e-9);
+    cr_assert_eq(relevance_measure(m, "owl", triggers + 2, 1, r, &err), 0);
+    cr_expect(r[0].part == 1 && r[0].match == 1);
+    model_close(m);
+    device_close(dev);
 }
 
 /* ---- pictures -------------------------------------------------------------------------------- */
