@@ -43,10 +43,11 @@ static void weighed(const struct compose *c, const struct compose_now *now, cons
                     struct action *a)
 {
     double most = 0;
-    int cycle = 0, at, i = 0;
+    int cycle, at, i = 0;
     for (int k = 0; k < n; k++)
         most = fmax(most, c->facts.adapter[here[k]].part);
-    for (int k = 0; k < n; k++)
+    cycle = turn(c, here[0], most);
+    for (int k = 1; k < n; k++)
         cycle += turn(c, here[k], most);
     at = now->step % cycle;
     while (at >= turn(c, here[i], most))

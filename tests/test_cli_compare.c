@@ -95,7 +95,8 @@ Test(cli_compare, refuses)
     struct shell s;
     shell_open(&s);
     weft(&s, "compare", "an apple", "-m", MODEL, "--compose", "glue", "-o", in(&s, "a.png"), NULL);
-    expect_failure(&s, 2, "no strategy 'glue'; known: merge, switch, composite, cmlora, wswitch, wcomposite");
+    expect_failure(
+        &s, 2, "no strategy 'glue'; known: merge, switch, composite, cmlora, wswitch, wcomposite");
     static const char *const seeds[] = {"", "1,", "one", "1,-2", "1 2", "99999999999999999999"};
     for (size_t i = 0; i < sizeof seeds / sizeof *seeds; i++) {
         weft(&s, "compare", "an apple", "-m", MODEL, "--seeds", seeds[i], "-o", in(&s, "a.png"),
