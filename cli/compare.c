@@ -1,25 +1,29 @@
 /* weft compare: one prompt under several strategies, on one sheet. */
+#include "axis.h"
 #include "making.h"
+#include "shelf.h"
 
 #include "compose/compose.h"
+#include "unet/file.h"
 #include "unet/sheet.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_COLUMNS = 16, MAX_SEEDS = 64, CELL = 320 };
+enum { CELL = 320 };
 
 struct compare {
     struct making m;
-    const char *out, *seeds;
+    const char *out, *seeds, *x, *y;
     int cell;
     bool json;
 
-    const char *column[MAX_COLUMNS]; /* strategies */
-    uint64_t seed[MAX_SEEDS];
-    int n_column, n_seed;
-    struct image *picture; /* [n_seed, n_column] */
+    struct axis axis[2];   /* columns, rows */
+    char *base;            /* the request that all cells begin with, as JSON; owned */
+    struct image *picture; /* [rows, columns] */
+    int w, h;
 };
 
 static void make_options(struct option *o, void *target)
@@ -30,6 +34,8 @@ static void make_options(struct option *o, void *target)
         {"output", 'o', OPTION_TEXT, &c->out, "FILE", "default compare.png", 0, 0, NULL},
         {"seeds", 0, OPTION_TEXT, &c->seeds, "N,N,…", "a row for each; default: --seed", 0, 0,
          NULL},
+        {"x", 'x', OPTION_TEXT, &c->x, "KEY=A,B,…", axis_help, 0, 0, NULL},
+        {"y", 'y', OPTION_TEXT, &c->y, "KEY=A,B,…", "rows", 0, 0, NULL},
         {"cell", 0, OPTION_INT, &c->cell, "N",
          "width of a picture on the sheet; default: its own, at least 320", 32, 4096, NULL},
         {"json", 0, OPTION_FLAG, &c->json, NULL, "one JSON object a picture on stdout", 0, 0, NULL},
@@ -38,44 +44,52 @@ static void make_options(struct option *o, void *target)
     memcpy(making_options(o, &c->m), own, sizeof own);
 }
 
-static int parse_seeds(struct compare *c, struct err *err)
-{
-    const char *s = c->seeds;
-    if (!s) {
-        c->seed[c->n_seed++] = c->m.r.seed;
-        return 0;
-    }
-    do {
-        char *end;
-        unsigned long long v = strtoull(s, &end, 10);
-        if (*s < '0' || *s > '9' || (*end && *end != ',') || v > INT64_MAX)
-            return err_set(err, ERR_ARG, "--seeds takes whole numbers such as 1,2,3, not '%.80s'",
-                           c->seeds);
-        if (c->n_seed == MAX_SEEDS)
-            return err_set(err, ERR_ARG, "--seeds: at most %d", MAX_SEEDS);
-        c->seed[c->n_seed++] = v;
-        s = *end ? end + 1 : NULL;
-    } while (s);
-    c->m.r.seed = c->seed[0];
-    return 0;
-}
+/* ---- axes ------------------------------------------------------------------------------------ */
 
-static int parse_columns(struct compare *c, struct err *err)
+/* Columns are strategies and rows are seeds where nothing else is asked for. */
+static int read_axes(struct compare *c, struct err *err)
 {
     static const char *const usual[] = {"none", "merge"};
-    const struct option_list given = c->m.given.compose;
-    const char *const *name = given.n ? given.item : usual;
-    int n = given.n ? given.n : 2;
-    if (n > MAX_COLUMNS)
-        return err_set(err, ERR_ARG, "--compose: at most %d strategies on a sheet", MAX_COLUMNS);
-    for (int i = 0; i < n; i++) {
-        struct compose *how = NULL;
-        if (strcmp(name[i], "none") && compose_open(&how, name[i], err) < 0)
-            return err->code;
-        compose_close(how);
-        c->column[c->n_column++] = name[i];
-    }
-    return 0;
+    const struct option_list *how = &c->m.given.compose;
+    struct axis *x = &c->axis[0], *y = &c->axis[1];
+    char seed[32];
+    const char *const one[] = {seed};
+    int rc;
+    snprintf(seed, sizeof seed, "%llu", (unsigned long long)c->m.r.seed);
+    x->option = c->x ? "--x" : "--compose";
+    y->option = c->y ? "--y" : "--seeds";
+    if (c->x && how->n > 1)
+        return err_set(err, ERR_ARG,
+                       "several --compose are the columns; beside --x name one, or none");
+    if (c->y && c->seeds)
+        return err_set(err, ERR_ARG, "--seeds are the rows; beside --y name one with --seed");
+    rc = c->x ? axis_read(x, c->x, err)
+              : axis_read_list(x, "compose", how->n ? how->item : usual, how->n ? how->n : 2, err);
+    if (rc < 0 || c->y || !c->seeds)
+        return rc < 0 ? rc
+               : c->y ? axis_read(y, c->y, err)
+                      : axis_read_list(y, "seed", one, 1, err);
+    return axis_read_values(y, "seed", c->seeds, err);
+}
+
+/* Whether a picture of another value needs no more than another generator. */
+static bool is_light(const struct compare *c, int axis)
+{
+    return !strcmp(c->axis[axis].key, "seed") || (axis == 0 && !c->x);
+}
+
+/* ---- pictures -------------------------------------------------------------------------------- */
+
+/* The sheet remembers one picture: of the first strategy that has adapters and the first seed. */
+static int first_picture(struct compare *c, struct err *err)
+{
+    const struct axis *x = &c->axis[0], *y = &c->axis[1];
+    int i = 0, rc = c->y ? 0 : axis_set(&c->m.r, y, 0, err);
+    if (rc < 0 || c->x)
+        return rc;
+    while (i < x->n && !strcmp(x->value[i], "none"))
+        i++;
+    return request_set(&c->m.r.compose, i < x->n ? x->value[i] : NULL, err);
 }
 
 static int parse(struct compare *c, int argc, char **argv, struct err *err)
@@ -83,51 +97,90 @@ static int parse(struct compare *c, int argc, char **argv, struct err *err)
     struct option o[OPTIONS_MAX];
     make_options(o, c);
     int rc = making_parse(&c->m, o, argc, argv, err);
-    rc = rc < 0 ? rc : parse_columns(c, err);
-    rc = rc < 0 ? rc : parse_seeds(c, err);
+    rc = rc < 0 ? rc : read_axes(c, err);
+    rc = rc < 0 ? rc : first_picture(c, err);
     c->out = c->out ? c->out : "compare.png";
     return rc;
 }
 
-static int open_generator(struct making *m, const char *strategy, struct err *err)
+/* The request of a cell; i or j -1: that of all. Nothing is loaded for it. */
+static int cell_request(struct compare *c, int i, int j, struct err *err)
 {
-    generator_close(m->g);
-    m->g = NULL;
-    int n = strcmp(strategy, "none") ? m->r.n_adapter : 0;
-    return generator_open(&m->g, m->model, m->use, n, n ? strategy : NULL, m->r.fold, err);
+    struct making *m = &c->m;
+    making_forget(m);
+    request_init(&m->r);
+    m->r.repo = m->repo;
+    m->named = true;
+    int rc = request_from_json(&m->r, c->base, err);
+    rc = rc < 0 || j < 0 ? rc : axis_set(&m->r, &c->axis[0], j, err);
+    return rc < 0 || i < 0 ? rc : axis_set(&m->r, &c->axis[1], i, err);
 }
 
-static void report(const struct compare *c, const char *strategy, uint64_t seed, double seconds)
+static int open_cell(struct compare *c, int i, int j, bool load, struct picture *p, struct err *err)
+{
+    struct making *m = &c->m;
+    int rc = 0;
+    if (load) {
+        rc = cell_request(c, i, j, err);
+        rc = rc < 0 ? rc : making_load(m, err);
+    } else {
+        rc = is_light(c, 0) ? axis_set(&m->r, &c->axis[0], j, err) : 0;
+        rc = rc < 0 ? rc : axis_set(&m->r, &c->axis[1], i, err);
+    }
+    rc = rc < 0 ? rc : making_picture(m, p, err);
+    generator_close(m->g);
+    m->g = NULL;
+    bool none = m->r.compose && !strcmp(m->r.compose, "none");
+    return rc < 0 ? rc
+                  : generator_open(&m->g, m->model, m->use, none ? 0 : m->r.n_adapter,
+                                   none ? NULL : m->r.compose, m->r.fold, err);
+}
+
+static void report(const struct compare *c, int i, int j, double seconds)
 {
     if (!c->json)
         return;
-    json_t *root = json_pack("{s:s, s:I, s:f, s:i}", "compose", strategy, "seed", (json_int_t)seed,
-                             "seconds", seconds, "passes", c->m.cost.passes);
-    char *text = json_dumps(root, JSON_COMPACT);
-    puts(text ? text : "{}");
-    fflush(stdout);
-    free(text);
-    json_decref(root);
+    const struct axis *x = &c->axis[0], *y = &c->axis[1];
+    const struct request *r = &c->m.r;
+    json_line(json_pack("{s:s, s:I, s:o, s:o, s:f, s:i}", "compose",
+                        r->compose ? r->compose : "merge", "seed", (json_int_t)r->seed, "x",
+                        json_pack("{s:o}", x->key, json_text(x->value[j])), "y",
+                        json_pack("{s:o}", y->key, json_text(y->value[i])), "seconds", seconds,
+                        "passes", c->m.cost.passes));
 }
 
-/* All pictures. What they need at most is known, and said, before the first. */
-static int make_all(struct compare *c, struct picture *p, struct err *err)
+/* Every value of every axis is one that can be used, before the first picture. */
+static int check_cells(struct compare *c, struct err *err)
+{
+    int rc = 0;
+    for (int j = 0; j < c->axis[0].n && rc == 0; j++)
+        rc = cell_request(c, -1, j, err);
+    for (int i = 0; i < c->axis[1].n && rc == 0; i++)
+        rc = cell_request(c, i, -1, err);
+    return rc;
+}
+
+static int make_all(struct compare *c, struct err *err)
 {
     struct making *m = &c->m;
-    c->picture = calloc((size_t)c->n_seed * (size_t)c->n_column, sizeof *c->picture);
-    int rc = c->picture ? 0 : err_nomem(err, sizeof *c->picture);
-    rc = rc < 0 ? rc : open_generator(m, "merge", err);
-    rc = rc < 0 ? rc : making_plan(m, p, c->n_seed * c->n_column, err);
-    for (int j = 0; j < c->n_column && rc == 0; j++) {
-        rc = open_generator(m, c->column[j], err);
-        for (int i = 0; i < c->n_seed && rc == 0; i++) {
+    int columns = c->axis[0].n, rows = c->axis[1].n;
+    struct picture p;
+    c->picture = calloc((size_t)rows * (size_t)columns, sizeof *c->picture);
+    int rc = c->picture ? check_cells(c, err) : err_nomem(err, sizeof *c->picture);
+    for (int j = 0; j < columns && rc == 0; j++)
+        for (int i = 0; i < rows && rc == 0; i++) {
             double began = cli_now();
-            p->seed = c->seed[i];
-            rc = making_run(m, p, &c->picture[i * c->n_column + j], err);
+            bool load =
+                (!i && !j) || (i && !is_light(c, 1)) || (!i && !(is_light(c, 0) && is_light(c, 1)));
+            rc = open_cell(c, i, j, load, &p, err);
+            if (rc == 0 && !i && !j)
+                rc = making_plan(m, &p, rows * columns, err);
+            rc = rc < 0 ? rc : making_run(m, &p, &c->picture[i * columns + j], err);
             if (rc == 0)
-                report(c, c->column[j], p->seed, cli_now() - began);
+                report(c, i, j, cli_now() - began);
+            c->w = p.w;
+            c->h = p.h;
         }
-    }
     return rc;
 }
 
@@ -150,32 +203,32 @@ static char *title(const struct making *m)
     return NULL;
 }
 
-static int write_sheet(const struct compare *c, const struct picture *p, struct err *err)
+static int write_sheet(struct compare *c, struct err *err)
 {
-    const char *row[MAX_SEEDS], *column[MAX_COLUMNS];
-    char seed[MAX_SEEDS][32];
+    char *name[2][AXIS_MOST] = {{NULL}};
     char *head = title(&c->m);
     struct image out = {0};
-    int w = c->cell ? c->cell : p->w > CELL ? p->w : CELL;
+    int w = c->cell ? c->cell : c->w > CELL ? c->w : CELL, rc = head ? 0 : err_nomem(err, 64);
 
-    for (int i = 0; i < c->n_seed; i++) {
-        snprintf(seed[i], sizeof seed[i], "seed %llu", (unsigned long long)c->seed[i]);
-        row[i] = seed[i];
-    }
-    for (int j = 0; j < c->n_column; j++)
-        column[j] = strcmp(c->column[j], "none") ? c->column[j] : "without adapters";
-    const struct sheet s = {.columns = c->n_column,
-                            .rows = c->n_seed,
+    for (int k = 0; k < 2; k++)
+        for (int i = 0; i < c->axis[k].n && rc == 0; i++)
+            if (!(name[k][i] = axis_label(&c->axis[k], i)))
+                rc = err_nomem(err, 64);
+    const struct sheet s = {.columns = c->axis[0].n,
+                            .rows = c->axis[1].n,
                             .w = w,
-                            .h = (int)((int64_t)w * p->h / p->w),
+                            .h = (int)((int64_t)w * c->h / c->w),
                             .picture = c->picture,
                             .title = head,
-                            .column = column,
-                            .row = c->n_seed > 1 ? row : NULL};
-    int rc = head ? sheet_draw(&out, &s, err) : err_nomem(err, 64);
+                            .column = (const char *const *)name[0],
+                            .row = c->axis[1].n > 1 ? (const char *const *)name[1] : NULL};
+    rc = rc < 0 ? rc : sheet_draw(&out, &s, err);
     rc = rc < 0 ? rc : making_write(&c->m, c->out, &out, err);
     if (rc == 0 && !c->json)
-        printf("%s  %dx%d  %d pictures\n", c->out, out.w, out.h, c->n_seed * c->n_column);
+        printf("%s  %dx%d  %d pictures\n", c->out, out.w, out.h, c->axis[0].n * c->axis[1].n);
+    for (int k = 0; k < 2; k++)
+        for (int i = 0; i < c->axis[k].n; i++)
+            free(name[k][i]);
     image_release(&out);
     free(head);
     return rc;
@@ -183,9 +236,12 @@ static int write_sheet(const struct compare *c, const struct picture *p, struct 
 
 static void release(struct compare *c)
 {
-    for (int i = 0; c->picture && i < c->n_seed * c->n_column; i++)
+    for (int i = 0; c->picture && i < c->axis[0].n * c->axis[1].n; i++)
         image_release(&c->picture[i]);
+    axis_release(&c->axis[0]);
+    axis_release(&c->axis[1]);
     free(c->picture);
+    free(c->base);
     making_release(&c->m);
 }
 
@@ -201,9 +257,14 @@ static int run(const struct command *self, int argc, char **argv)
     int rc = parse(&c, argc, argv, &err);
     rc = rc < 0 ? rc : making_load(&c.m, &err);
     rc = rc < 0 ? rc : making_can_write(&c.m, c.out, &err);
+    if (rc == 0 && !(c.base = request_to_json(&c.m.r, &err)))
+        rc = err.code;
+    rc = rc < 0 ? rc : make_all(&c, &err);
+    rc = rc < 0 ? rc
+                : cell_request(&c, -1, -1, &err); /* which the sheet remembers, and names above */
+    rc = rc < 0 ? rc : making_load(&c.m, &err);
     rc = rc < 0 ? rc : making_picture(&c.m, &p, &err);
-    rc = rc < 0 ? rc : make_all(&c, &p, &err);
-    rc = rc < 0 ? rc : write_sheet(&c, &p, &err);
+    rc = rc < 0 ? rc : write_sheet(&c, &err);
     release(&c);
     return rc < 0 ? cli_fail(&err) : EXIT_DONE;
 }
@@ -211,7 +272,7 @@ static int run(const struct command *self, int argc, char **argv)
 const struct command command_compare = {
     .name = "compare",
     .usage = "weft compare PROMPT [options]",
-    .about = "the same prompt under several strategies, on one sheet",
+    .about = "the same prompt under several strategies or settings, on one sheet",
     .run = run,
     .options = make_options,
     .size = sizeof(struct compare),

@@ -90,6 +90,64 @@ Test(cli_compare, says_what_it_makes)
     shell_close(&s);
 }
 
+/* Rows and columns of any setting are the pictures that render makes with it. */
+Test(cli_compare, sweeps)
+{
+    struct shell s;
+    shell_open(&s);
+    weft(&s, "compare", "a red apple", "-m", MODEL, "-a", LORA, "--seed", "1", "--steps", "2",
+         "--x", "strength=0,0.5,1", "--y", "cfg=3,5", "--cell", "64", "-o", in(&s, "sheet.png"),
+         "--json", NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    struct image sheet = picture(in(&s, "sheet.png"));
+    static const char *const strength[] = {":0", ":0.5", ":1"}, *const cfg[] = {"3", "5"};
+    for (int i = 0; i < 6; i++) {
+        char ref[200];
+        snprintf(ref, sizeof ref, "%s%s", LORA, strength[i % 3]);
+        weft(&s, "render", "a red apple", "-m", MODEL, "-a", ref, "--seed", "1", "--steps", "2",
+             "--cfg", cfg[i / 3], "-o", in(&s, "one.png"), NULL);
+        cr_assert_eq(s.code, 0, "%s", s.err);
+        struct image one = picture(in(&s, "one.png"));
+        cr_expect_eq(occurs(&sheet, &one), 1, "%d", i);
+        image_release(&one);
+    }
+    image_release(&sheet);
+    weft(&s, "compare", "a red apple", "-m", MODEL, "--x", "prompt=red,blue", "--y",
+         "adapter=none," LORA, "--steps", "2", "--seed", "1", "--cell", "64", "-o",
+         in(&s, "words.png"), NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    weft(&s, "render", "a blue apple", "-m", MODEL, "-a", LORA, "--seed", "1", "--steps", "2", "-o",
+         in(&s, "blue.png"), NULL);
+    struct image words = picture(in(&s, "words.png")), blue = picture(in(&s, "blue.png"));
+    cr_expect_eq(occurs(&words, &blue), 1);
+    image_release(&words);
+    image_release(&blue);
+    shell_close(&s);
+}
+
+static void no_axis(struct shell *s, const char *x, const char *why)
+{
+    weft(s, "compare", "an apple", "-m", MODEL, "-a", LORA, "--x", x, "-o", in(s, "a.png"), NULL);
+    expect_failure(s, 2, why);
+}
+
+Test(cli_compare, refuses_axes)
+{
+    struct shell s;
+    shell_open(&s);
+    no_axis(&s, "cfg", "--x takes KEY=A,B");
+    no_axis(&s, "cfg=", "--x takes KEY=A,B");
+    no_axis(&s, "cfg=3,many", "--x takes numbers, not 'many'");
+    no_axis(&s, "cfg=3,5000", "--cfg takes");
+    no_axis(&s, "steps=2.5", "--x takes whole numbers");
+    no_axis(&s, "mood=3", "--x: no key 'mood'");
+    no_axis(&s, "prompt=pear,plum", "'pear' is nowhere in the prompt");
+    no_axis(&s, "compose=merge,glue", "no strategy 'glue'");
+    no_axis(&s, "strength/film=1", "no such adapter in the picture");
+    no_axis(&s, "from=0", "--x takes steps from 1 up");
+    shell_close(&s);
+}
+
 Test(cli_compare, refuses)
 {
     struct shell s;
