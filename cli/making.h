@@ -51,6 +51,7 @@ struct making {
     const char *like, *device, *isa, *home;
     int threads;
     bool verbose, allow_partial, triggers;
+    bool later; /* prompts come later, by making_request */
     bool named; /* r has the adapters that the prompt names */
 };
 

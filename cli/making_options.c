@@ -201,6 +201,7 @@ int making_request(struct making *m, const char *prompt, struct err *err)
     request_init(&m->r);
     m->r.repo = m->repo;
     m->given.prompt = prompt;
+    m->named = false;
     return fill_in(m, err);
 }
 
@@ -214,7 +215,13 @@ int making_parse(struct making *m, const struct option *o, int argc, char **argv
     int rc = rest ? options_parse(o, argc, argv, rest, &n, err) : err_nomem(err, 64);
     if (rc == 0 && n > 1)
         rc = err_set(err, ERR_ARG, "one prompt, please, in quotes; '%.60s' is a second", rest[1]);
-    if (rc == 0 && n == 0 && !m->like)
+    if (rc == 0 && m->later && m->like)
+        rc = err_set(err, ERR_ARG,
+                     "--like is one picture; prompts from standard input take options");
+    if (rc == 0 && n && m->later)
+        rc = err_set(err, ERR_ARG, "prompts come from standard input; '%.60s' is one too many",
+                     rest[0]);
+    if (rc == 0 && n == 0 && !m->like && !m->later)
         rc = err_set(err, ERR_ARG, "no prompt; an empty one is written \"\"");
     rc = rc < 0 ? rc : open_repo(m, err);
     if (rc == 0) {

@@ -12,6 +12,7 @@ struct render {
     const char *out;
     int count;
     bool json;
+    uint64_t seed; /* of the next picture */
 };
 
 static void make_options(struct option *o, void *target)
@@ -24,6 +25,11 @@ static void make_options(struct option *o, void *target)
          NULL},
         {"count", 'c', OPTION_INT, &d->count, "N", "so many pictures, with seeds from --seed up", 1,
          100000, NULL},
+        {"input", 'i', OPTION_FLAG, &d->m.later, NULL,
+         "a prompt a line from standard input; model and memory stay warm,\nseeds count up, and "
+         "what one "
+         "line has wrong stops no other",
+         0, 0, NULL},
         {"json", 0, OPTION_FLAG, &d->json, NULL, "one JSON object a picture on stdout", 0, 0, NULL},
         {.name = NULL},
     };
@@ -53,7 +59,7 @@ static char *output_path(const struct render *d, uint64_t seed)
         return strdup(name);
     if (file_kind(out) == 2)
         return file_join(out, name);
-    if (d->count == 1)
+    if (d->count == 1 && !d->m.later)
         return strdup(out);
     const char *dot = strrchr(out, '.'), *slash = strrchr(out, '/');
     size_t stem = dot && (!slash || dot > slash) ? (size_t)(dot - out) : strlen(out);
@@ -156,7 +162,42 @@ static int make_all(struct render *d, struct err *err)
         rc = one_picture(d, &p, err);
         p.seed++;
     }
+    d->seed = p.seed;
     return rc;
+}
+
+/* The pictures of one line. */
+static int one_line(struct render *d, const char *line, struct err *err)
+{
+    int rc = making_request(&d->m, line, err);
+    d->m.r.seed = d->seed;
+    rc = rc < 0 ? rc : making_load(&d->m, err);
+    return rc < 0 ? rc : make_all(d, err);
+}
+
+/* Every line of standard input. What is wrong with one is told and stops nothing; at the end it counts. */
+static int all_lines(struct render *d, struct err *err)
+{
+    char *line = NULL;
+    size_t room = 0;
+    ssize_t n;
+    int rc = 0, wrong = 0;
+    d->seed = d->m.r.seed;
+    while (rc == 0 && (n = getline(&line, &room, stdin)) >= 0) {
+        while (n > 0 && (line[n - 1] == '\n' || line[n - 1] == '\r'))
+            line[--n] = 0;
+        if (!n)
+            continue;
+        rc = strlen(line) == (size_t)n ? one_line(d, line, err)
+                                       : err_set(err, ERR_ARG, "a line holds a byte of 0");
+        if (rc < 0 && rc != ERR_STOPPED && rc != ERR_NOMEM) {
+            cli_fail(err);
+            wrong++;
+            rc = 0;
+        }
+    }
+    free(line);
+    return rc == 0 && wrong ? err_set(err, ERR_ARG, "%d lines made no picture", wrong) : rc;
 }
 
 static int run(const struct command *self, int argc, char **argv)
@@ -168,8 +209,12 @@ static int run(const struct command *self, int argc, char **argv)
     err_clear(&err);
     cli_catch_stop();
     int rc = parse(&d, argc, argv, &err);
-    rc = rc < 0 ? rc : making_load(&d.m, &err);
-    rc = rc < 0 ? rc : make_all(&d, &err);
+    if (rc == 0 && d.m.later)
+        rc = all_lines(&d, &err);
+    else
+        rc = rc < 0 ? rc : making_load(&d.m, &err);
+    if (rc == 0 && !d.m.later)
+        rc = make_all(&d, &err);
     making_release(&d.m);
     return rc < 0 ? cli_fail(&err) : EXIT_DONE;
 }

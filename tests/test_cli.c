@@ -700,6 +700,34 @@ Test(cli, interrupt_leaves_nothing)
     shell_close(&s);
 }
 
+/* Prompts from standard input: each is the picture that render makes alone, seeds count up, an empty line is
+ * none, and a wrong one stops no other. */
+Test(cli, prompts_from_standard_input)
+{
+    struct shell s;
+    char command[900];
+    shell_open(&s);
+    weft(&s, "render", "-i", "x", "-m", "tests/golden/data/tiny-sd1", NULL);
+    expect_failure(&s, 2, "prompts come from standard input");
+    snprintf(command, sizeof command,
+             "cd '%s' && printf 'an owl\\n\\n<lora:nowhere:1> x\\na castle\\n' | \"$OLDPWD/%s\" "
+             "render -i -m "
+             "\"$OLDPWD/tests/golden/data/tiny-sd1\" --seed 7 --steps 2 2>err; test $? = 2",
+             s.dir, getenv("WEFT_BIN"));
+    cr_assert_eq(system(command), 0, "%s", command);
+    weft(&s, "render", "a castle", "-m", "tests/golden/data/tiny-sd1", "--seed", "8", "--steps",
+         "2", "-o", in(&s, "one.png"), NULL);
+    struct image a = {0}, b = {0};
+    struct err err;
+    cr_assert_eq(image_read_png(in(&s, "weft-8.png"), &a, NULL, &err), 0, "%s", err.msg);
+    cr_assert_eq(image_read_png(in(&s, "one.png"), &b, NULL, &err), 0, "%s", err.msg);
+    cr_expect(!memcmp(a.rgb, b.rgb, 3 * (size_t)a.w * (size_t)a.h));
+    cr_expect_eq(access(in(&s, "weft-7.png"), R_OK), 0);
+    image_release(&a);
+    image_release(&b);
+    shell_close(&s);
+}
+
 /* The demo model and its adapter, as `make demo` uses them. */
 Test(cli, demo_model_is_found)
 {
