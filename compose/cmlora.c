@@ -21,6 +21,8 @@ static bool is_refresh(int interval, int i, int steps)
 #define PHASE                                                                                      \
     .545 /* of the steps: where the authors' code changes the set it rotates over, 120 of 220 */
 
+#define TIE 1e-9 /* of two adapters the lower lies on mean - dev itself: it is not below */
+
 /* here[n] by falling share of high frequencies; returns how many of them are the high ones: all that are not
  * more than a standard deviation below the mean. Those without a measure are high. */
 static int rank(const struct compose *c, const int *here, int n, int *out)
@@ -43,21 +45,28 @@ static int rank(const struct compose *c, const int *here, int n, int *out)
         out[k] = here[i];
     }
     for (int i = 0; i < n; i++)
-        high += !(c->facts.adapter[out[i]].high < mean - dev);
+        high += !(c->facts.adapter[out[i]].high < mean - dev - TIE);
     return high;
 }
 
-/* Early the high ones take turns, late all of them, the low ones first; reverse: the low ones early. */
+/* Early the high ones take turns, late all of them, the others first. reverse: by rising share, the low ones
+ * early. */
 static int dominant(const struct compose *c, int step, const int *here, int n)
 {
-    int order[COMPOSE_MAX_ADAPTERS], high = rank(c, here, n, order), low = n - high, turn = -1;
+    int order[COMPOSE_MAX_ADAPTERS], early = rank(c, here, n, order), turn = -1;
     int steps = c->facts.steps, phase = (int)(PHASE * steps);
-    bool late = step >= phase && low;
+    if (c->option[ORDER] == 1) {
+        for (int i = 0; i < n / 2; i++) {
+            int last = order[n - 1 - i];
+            order[n - 1 - i] = order[i];
+            order[i] = last;
+        }
+        early = early < n ? n - early : n;
+    }
+    bool late = step >= phase && early < n;
     for (int i = late ? phase : 0; i <= step; i++)
         turn += i == (late ? phase : 0) || is_refresh((int)c->option[INTERVAL], i, steps);
-    if (c->option[ORDER] == 1)
-        return late ? order[turn % n] : low ? order[high + turn % low] : order[turn % n];
-    return late ? order[(high + turn) % n] : order[turn % high];
+    return late ? order[(early + turn) % n] : order[turn % early];
 }
 
 static void plan(const struct compose *c, const struct compose_now *now, const int *here, int n,

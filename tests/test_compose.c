@@ -185,6 +185,12 @@ Test(compose, cmlora_turns)
     struct action a = next(c, 3);
     cr_expect_gt(a.pass[0].mix[1], .5, "reverse begins with the low one");
     compose_close(c);
+    for (int k = 0; k < 2; k++) { /* two: neither is a deviation below the mean; they take turns */
+        c = start(k ? "cmlora:order=reverse" : "cmlora", 2, four);
+        cr_expect_gt(next(c, 0).pass[k ? 0 : 1].mix[1], .5);
+        cr_expect_gt(next(c, 2).pass[k ? 1 : 0].mix[1], .5);
+        compose_close(c);
+    }
 }
 
 /* Parts 4 : 2 : 1 of tau 4 are turns of 4, 2, 1; the last five steps of 30 are the first one's. Nothing known: a
