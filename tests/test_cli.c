@@ -8,6 +8,7 @@
 #include <criterion/criterion.h>
 #include <dirent.h>
 #include <jansson.h>
+#include <limits.h>
 #include <math.h>
 #include <signal.h>
 #include <stdio.h>
@@ -705,15 +706,17 @@ Test(cli, interrupt_leaves_nothing)
 Test(cli, prompts_from_standard_input)
 {
     struct shell s;
-    char command[900];
+    char command[9000], program[PATH_MAX], model[PATH_MAX];
     shell_open(&s);
+    cr_assert(realpath(getenv("WEFT_BIN"), program) &&
+              realpath("tests/golden/data/tiny-sd1", model));
     weft(&s, "render", "-i", "x", "-m", "tests/golden/data/tiny-sd1", NULL);
     expect_failure(&s, 2, "prompts come from standard input");
-    snprintf(command, sizeof command,
-             "cd '%s' && printf 'an owl\\n\\n<lora:nowhere:1> x\\na castle\\n' | \"$OLDPWD/%s\" "
-             "render -i -m "
-             "\"$OLDPWD/tests/golden/data/tiny-sd1\" --seed 7 --steps 2 2>err; test $? = 2",
-             s.dir, getenv("WEFT_BIN"));
+    snprintf(
+        command, sizeof command,
+        "cd '%s' && printf 'an owl\\n\\n<lora:nowhere:1> x\\na castle\\n' | '%s' render -i -m '%s' "
+        "--seed 7 --steps 2 >out 2>err; test $? = 2",
+        s.dir, program, model);
     cr_assert_eq(system(command), 0, "%s", command);
     weft(&s, "render", "a castle", "-m", "tests/golden/data/tiny-sd1", "--seed", "8", "--steps",
          "2", "-o", in(&s, "one.png"), NULL);

@@ -204,7 +204,8 @@ def train(base, unet, row, learn, keep, steps):
 
 def write(adapter, row, file):
     half = {k: v.half() if v.is_floating_point() else v for k, v in adapter.tensors().items()}
-    meta = {"format": "pt", "trigger": row["trigger"], "concept": row["subject"],
+    phrase = f"in {words(row)} style" if row["category"] == "style" else words(row)
+    meta = {"format": "pt", "modelspec.trigger_phrase": phrase, "concept": row["subject"],
             "base_model": "weft demo", **adapter.metadata()}
     save_file({k: v.contiguous() for k, v in half.items()}, file + ".tmp", meta)
     os.replace(file + ".tmp", file)
