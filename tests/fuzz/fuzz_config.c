@@ -56,6 +56,23 @@ static char *make(const uint8_t *data, size_t size)
     return text;
 }
 
+/* An object within, asked as the whole is. */
+static void ask_within(struct config *c, const char *key)
+{
+    struct config *sub;
+    struct err err = {0};
+    bool object = config_is_object(c, key), null = config_is_null(c, key);
+    assert(!object || !null);
+    if (config_sub(&sub, c, key, &err) < 0) {
+        assert(*err.msg && !object && !null);
+        return;
+    }
+    config_int(sub, "a", 1);
+    config_expect(sub, "b", "1");
+    assert(strstr(config_path(sub), key));
+    config_close(sub);
+}
+
 static void ask(struct config *c, unsigned how)
 {
     static const char *const ignored[] = {"h", "", NULL};
@@ -94,6 +111,8 @@ static void ask(struct config *c, unsigned how)
         }
         assert(n >= 0 && n <= 4);
         config_has(c, key);
+        if (how % 5 == 0)
+            ask_within(c, key);
     }
     if (how & 1)
         config_ignore(c, ignored);
