@@ -18,16 +18,15 @@ static bool is_refresh(int interval, int i, int steps)
     return i < a ? i % 2 == 0 : i < b ? (i - a) % 3 == 0 : (i - b) % 2 == 0;
 }
 
-#define PHASE                                                                                      \
-    .545 /* of the steps: where the authors' code changes the set it rotates over, 120 of 220 */
+/* Of the steps: where the authors' code changes the set it rotates over, 120 of 220. */
+#define PHASE .545
+#define TIE   1e-9 /* of two adapters the lower lies on mean - dev itself: it is not below */
 
-#define TIE 1e-9 /* of two adapters the lower lies on mean - dev itself: it is not below */
-
-/* here[n] by falling share of high frequencies; returns how many of them are the high ones: all that are not
- * more than a standard deviation below the mean. Those without a measure are high. */
+/* here[n] by falling share of high frequencies, those without a measure as the mean; returns how many of them are
+ * the high ones: all that are not more than a standard deviation below the mean. */
 static int rank(const struct compose *c, const int *here, int n, int *out)
 {
-    double sum = 0, square = 0;
+    double share[COMPOSE_MAX_ADAPTERS], sum = 0, square = 0;
     int measured = 0, high = 0;
     for (int i = 0; i < n; i++) {
         double h = c->facts.adapter[here[i]].high;
@@ -40,12 +39,15 @@ static int rank(const struct compose *c, const int *here, int n, int *out)
     for (int i = 0; i < n; i++) {
         double h = c->facts.adapter[here[i]].high;
         int k = i;
-        for (; k > 0 && h > c->facts.adapter[out[k - 1]].high; k--)
+        h = isnan(h) ? mean : h;
+        high += h >= mean - dev - TIE;
+        for (; k > 0 && h > share[k - 1]; k--) {
             out[k] = out[k - 1];
+            share[k] = share[k - 1];
+        }
         out[k] = here[i];
+        share[k] = h;
     }
-    for (int i = 0; i < n; i++)
-        high += !(c->facts.adapter[out[i]].high < mean - dev - TIE);
     return high;
 }
 

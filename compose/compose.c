@@ -16,14 +16,15 @@ const struct compose_strategy *const compose_strategies[] = {&strategy_merge,
                                                              NULL};
 
 /* Options that every strategy takes, behind its own. */
+enum { UNCOND, DEEPCACHE };
 static const char *const unconds[] = {"adapted", "base", NULL};
 const struct compose_option compose_common[] = {
     {"uncond",
-     "base: adapters act only where the prompt is seen, not in the half it is set off from", 0, 0,
+     "base: adapters act only where the prompt is seen, not in the half\nit is set off from", 0, 0,
      1, unconds, true},
     {"deepcache",
-     "so many steps share the deep features of the first (DeepCache); a prompt, adapter or\n"
-     "strength that changes drops them",
+     "so many steps share the deep features of the first (DeepCache); a\n"
+     "prompt, adapter or strength that changes drops them; cmlora has its own",
      1, 1, 100, NULL, true},
     {.key = NULL},
 };
@@ -97,13 +98,15 @@ static int read_pair(struct compose *c, const char *pair, size_t n, struct err *
         return unknown_key(c, pair, n, err);
     const struct compose_option *o = own >= 0 ? &c->strategy->option[own] : &compose_common[i];
     int rc = read_value(o, eq + 1, n - nk - 1, &v, c->strategy->name, err);
-    if (rc == 0 && own >= 0)
-        c->option[own] = v;
-    else if (rc == 0 && i == 0)
-        c->uncond_base = v == 1;
-    else if (rc == 0)
-        c->deepcache = (int)v;
+    if (rc == 0)
+        *(own >= 0 ? &c->option[own] : &c->common[i]) = v;
     return rc;
+}
+
+static void set_usual(double *to, const struct compose_option *o)
+{
+    for (int i = 0; o && o[i].key; i++)
+        to[i] = o[i].usual;
 }
 
 int compose_open(struct compose **out, const char *text, struct err *err)
@@ -114,12 +117,11 @@ int compose_open(struct compose **out, const char *text, struct err *err)
     *out = NULL;
     if (!c)
         return err_nomem(err, sizeof *c);
-    c->deepcache = 1;
     c->strategy = find(text, n, err);
     if (!c->strategy)
         rc = err->code;
-    for (int i = 0; rc == 0 && c->strategy->option && c->strategy->option[i].key; i++)
-        c->option[i] = c->strategy->option[i].usual;
+    set_usual(c->common, compose_common);
+    set_usual(c->option, c->strategy ? c->strategy->option : NULL);
     for (const char *p = text + n; *p && rc == 0; p += n) {
         n = strcspn(++p, ",");
         rc = read_pair(c, p, n, err);
@@ -176,12 +178,13 @@ static bool same_acts(const struct kept *k, const struct pass_act *a, int n)
  * pass is whole and fills it. deepcache is laid over strategies that do not cache on their own. */
 static void set_deep(struct compose *c, const struct compose_now *now, struct action *a)
 {
+    int interval = (int)c->common[DEEPCACHE];
     for (int i = 0; i < a->n_pass; i++) {
         struct pass *p = &a->pass[i];
         struct kept *k = &c->kept[p->slot];
         const struct pass_act *act = &a->act[p->act0];
-        if (c->deepcache > 1 && p->deep == DEEP_PLAIN)
-            p->deep = now->step / c->deepcache == k->step / c->deepcache ? DEEP_REUSE : DEEP_KEEP;
+        if (interval > 1 && p->deep == DEEP_PLAIN)
+            p->deep = now->step / interval == k->step / interval ? DEEP_REUSE : DEEP_KEEP;
         if (p->deep == DEEP_REUSE &&
             (k->step < 0 || now->texts != k->texts || !same_acts(k, act, p->n_act)))
             p->deep = DEEP_KEEP;
@@ -207,12 +210,12 @@ void compose_next(struct compose *c, const struct compose_now *now, struct actio
         c->strategy->plan(c, now, here, n, a);
     else
         action_pass(a, 1);
-    for (int i = 0; i < a->n_act && c->uncond_base; i++)
+    for (int i = 0; i < a->n_act && c->common[UNCOND] == 1; i++)
         a->act[i].w[HALF_UNCOND] = 0;
     set_deep(c, now, a);
 }
 
 bool compose_is_constant(const struct compose *c)
 {
-    return c->strategy == &strategy_merge && !c->uncond_base;
+    return c->strategy == &strategy_merge && c->common[UNCOND] == 0;
 }

@@ -20,7 +20,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-enum { COMPOSE_MAX_ADAPTERS = 32, COMPOSE_MAX_OPTIONS = 8 };
+enum { COMPOSE_MAX_ADAPTERS = 32, COMPOSE_MAX_OPTIONS = 8, COMPOSE_COMMON = 2 };
 
 /* The two halves of a guided evaluation, and the places of a pair of weights. */
 enum half { HALF_UNCOND, HALF_COND };
@@ -100,10 +100,9 @@ struct compose {
     const struct compose_strategy *strategy;
     double option[COMPOSE_MAX_OPTIONS]; /* in the order of strategy->option */
     struct compose_facts facts;
-    bool uncond_base; /* uncond=base: no adapter acts in the unconditional half */
-    int deepcache;    /* whole passes every so many steps; 1: all */
-    struct kept {     /* what each slot holds */
-        int step;     /* of the pass that kept it, -1: nothing */
+    double common[COMPOSE_COMMON]; /* in the order of compose_common */
+    struct kept {                  /* what each slot holds */
+        int step;                  /* of the pass that kept it, -1: nothing */
         unsigned texts;
         int n_act;
         struct pass_act act[COMPOSE_MAX_ADAPTERS];

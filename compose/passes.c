@@ -123,8 +123,9 @@ static int take_host(struct passes *p, struct err *err)
     p->row = calloc(rows, sizeof *p->row);
     p->now = calloc(rows, sizeof *p->now);
     p->t = calloc(rows, sizeof *p->t);
+    p->place = calloc(rows, sizeof *p->place);
     p->branch = calloc(4 * COMPOSE_MAX_ADAPTERS, sizeof *p->branch);
-    return p->hidden && p->deep && p->row && p->now && p->t && p->branch
+    return p->hidden && p->deep && p->row && p->now && p->t && p->place && p->branch
                ? 0
                : err_nomem(err, texts * sizeof *p->hidden);
 }
@@ -167,17 +168,11 @@ void passes_place(struct passes *p)
 
 /* ---- a batch --------------------------------------------------------------------------------- */
 
-/* A condition in a pass. */
-struct place {
-    int pass, row;
-};
-
 /* The branches of rows [first, first + n) of the batch, which are one pass. */
-static void add_branches(struct passes *p, const struct action *a, const struct place *at,
-                         int first, int n)
+static void add_branches(struct passes *p, const struct action *a, int first, int n)
 {
-    const struct pass *q = &a->pass[at[first].pass];
-    int uncond = half_of(p, at[first].row) == HALF_UNCOND;
+    const struct pass *q = &a->pass[p->place[first].pass];
+    int uncond = half_of(p, p->place[first].row) == HALF_UNCOND;
     for (int i = q->act0; i < q->act0 + q->n_act; i++) {
         const struct pass_act *act = &a->act[i];
         const struct use *u = &p->use[act->adapter];
@@ -192,26 +187,25 @@ static void add_branches(struct passes *p, const struct action *a, const struct 
     }
 }
 
-static void set_branches(struct passes *p, const struct action *a, const struct place *at, int n)
+static void set_branches(struct passes *p, const struct action *a, int n)
 {
     p->pass->fold = p->fold_unet;
     p->pass->branch = p->branch;
     p->pass->n_branch = 0;
     for (int i = 0, k; i < n && !p->fold_unet; i = k) {
-        for (k = i + 1; k < n && at[k].pass == at[i].pass; k++)
+        for (k = i + 1; k < n && p->place[k].pass == p->place[i].pass; k++)
             ;
-        add_branches(p, a, at, i, k - i);
+        add_branches(p, a, i, k - i);
     }
 }
 
 /* Brings each row's text into the batch, where it is another than before. */
-static void set_texts(struct passes *p, const struct action *a, const struct place *at, int n,
-                      int step)
+static void set_texts(struct passes *p, const struct action *a, int n, int step)
 {
     for (int i = 0; i < n; i++) {
-        struct text_set s = set_of(p, a, &a->pass[at[i].pass], half_of(p, at[i].row));
-        const struct tensor *h =
-            &p->hidden[find_set(p, &s) * p->cond->n_text + conditions_at(p->cond, at[i].row, step)];
+        struct text_set s = set_of(p, a, &a->pass[p->place[i].pass], half_of(p, p->place[i].row));
+        const struct tensor *h = &p->hidden[find_set(p, &s) * p->cond->n_text +
+                                            conditions_at(p->cond, p->place[i].row, step)];
         if (p->now[i] == h)
             continue;
         struct tensor row = tensor_rows(&p->text, i, 1);
@@ -221,31 +215,38 @@ static void set_texts(struct passes *p, const struct action *a, const struct pla
 }
 
 /* Runs n rows; x and text are those of the batch. */
-static struct tensor run_rows(struct passes *p, const struct action *a, const struct place *at,
-                              int n)
+static struct tensor run_rows(struct passes *p, const struct action *a, int n)
 {
     struct unet_deep deep = {.row = p->row};
     struct tensor x = tensor_rows(&p->x, 0, n), text = tensor_rows(&p->text, 0, n);
     for (int i = 0; i < n; i++) {
-        const struct pass *q = &a->pass[at[i].pass];
+        const struct pass *q = &a->pass[p->place[i].pass];
         memset(&p->row[i], 0, sizeof p->row[i]);
         if (q->deep != DEEP_PLAIN)
-            p->row[i] = p->deep[q->slot * p->cond->n_row + at[i].row];
+            p->row[i] = p->deep[q->slot * p->cond->n_row + p->place[i].row];
         deep.reuse = q->deep == DEEP_REUSE;
     }
-    set_branches(p, a, at, n);
+    set_branches(p, a, n);
     return unet_forward(p->m->unet, p->pass, &x, p->t, &text, &deep);
 }
 
-/* The next rows that go together, behind *from: whole passes and short ones apart. 0: no more. */
-static int next_rows(const struct passes *p, const struct action *a, bool reuse, int *from,
-                     struct place *at)
+/* Where the batches of an action have come to. */
+struct cursor {
+    int reuse, from;
+};
+
+/* The next rows that go together, into p->place: whole passes first, then short ones. 0: no more. */
+static int next_rows(struct passes *p, const struct action *a, struct cursor *c)
 {
     int n = 0, all = a->n_pass * p->cond->n_row;
-    for (; *from < all && n < p->rows; ++*from) {
-        int pass = *from / p->cond->n_row;
-        if ((a->pass[pass].deep == DEEP_REUSE) == reuse)
-            at[n++] = (struct place){pass, *from % p->cond->n_row};
+    while (!n && c->reuse < 2) {
+        for (; c->from < all && n < p->rows; c->from++) {
+            int pass = c->from / p->cond->n_row;
+            if ((a->pass[pass].deep == DEEP_REUSE) == c->reuse)
+                p->place[n++] = (struct place){pass, c->from % p->cond->n_row};
+        }
+        if (!n)
+            *c = (struct cursor){.reuse = c->reuse + 1};
     }
     return n;
 }
@@ -265,40 +266,37 @@ static double weight_of(const struct passes *p, const struct action *a, struct p
     return rest * a->pass[at.pass].mix[HALF_UNCOND];
 }
 
-static int predict_rows(struct passes *p, const struct action *a, const struct passes_at *at,
-                        const struct place *place, int n, const struct tensor *x,
-                        struct tensor *mix, bool *begun, struct err *err)
+/* The next n rows of an evaluation, mixed in behind those before. */
+static int predict_rows(struct passes *p, const struct action *a, const struct passes_at *at, int n,
+                        const struct tensor *x, struct tensor *mix, bool *begun, struct err *err)
 {
     for (int i = 0; i < n; i++) {
         struct tensor row = tensor_rows(&p->x, i, 1);
         op_affine(p->keep, &row, x, at->in_scale, 0);
         p->t[i] = at->t;
     }
-    set_texts(p, a, place, n, at->step);
+    set_texts(p, a, n, at->step);
     run_reset(p->pass);
-    struct tensor y = run_rows(p, a, place, n);
+    struct tensor y = run_rows(p, a, n);
     int rc = run_check(p->pass, err);
     for (int i = 0; i < n && rc == 0; i++) {
         struct tensor row = tensor_rows(&y, i, 1);
         const struct tensor *src[2] = {&row, mix};
-        double coef[2] = {weight_of(p, a, place[i]), 1};
+        double coef[2] = {weight_of(p, a, p->place[i]), 1};
         op_lincomb(p->keep, mix, *begun ? 2 : 1, coef, src, 0);
         *begun = true;
     }
     return rc < 0 ? rc : run_check(p->keep, err);
 }
 
-enum { MOST_ROWS = 512 };
-
 int passes_predict(struct passes *p, const struct action *a, const struct passes_at *at,
                    const struct tensor *x, struct tensor *mix, struct err *err)
 {
-    struct place place[MOST_ROWS];
+    struct cursor c = {0};
     bool begun = false;
-    int rc = 0;
-    for (int reuse = 0; reuse < 2; reuse++)
-        for (int from = 0, n; rc == 0 && (n = next_rows(p, a, reuse, &from, place)) > 0;)
-            rc = predict_rows(p, a, at, place, n, x, mix, &begun, err);
+    int n, rc = 0;
+    while (rc == 0 && (n = next_rows(p, a, &c)) > 0)
+        rc = predict_rows(p, a, at, n, x, mix, &begun, err);
     return rc;
 }
 
@@ -333,10 +331,7 @@ static void set_text_adapters(struct passes *p, const struct text_set *s)
 int passes_go_through(struct passes *p, bool prepare, size_t *peak, double *flops, struct err *err)
 {
     const struct conditions *c = p->cond;
-    struct place place[MOST_ROWS];
     int rc = 0;
-    if (p->rows > MOST_ROWS)
-        return err_set(err, ERR_ARG, "%d parts of a prompt are more than can be made", p->rows);
     for (int i = 0; i < p->n_set && rc == 0; i++) {
         begin(p, prepare);
         set_text_adapters(p, &p->set[i]);
@@ -344,14 +339,14 @@ int passes_go_through(struct passes *p, bool prepare, size_t *peak, double *flop
                           p->p->clip_skip - 1);
         rc = end(p, c->n_text, peak, flops, err);
     }
-    for (int i = 0; i < p->n_kind && rc == 0; i++)
-        for (int reuse = 0; reuse < 2; reuse++)
-            for (int from = 0, n;
-                 rc == 0 && (n = next_rows(p, &p->kind[i], reuse, &from, place)) > 0;) {
-                begin(p, prepare);
-                run_rows(p, &p->kind[i], place, n);
-                rc = end(p, p->times[i], peak, flops, err);
-            }
+    for (int i = 0; i < p->n_kind && rc == 0; i++) {
+        struct cursor at = {0};
+        for (int n; rc == 0 && (n = next_rows(p, &p->kind[i], &at)) > 0;) {
+            begin(p, prepare);
+            run_rows(p, &p->kind[i], n);
+            rc = end(p, p->times[i], peak, flops, err);
+        }
+    }
     return rc;
 }
 
@@ -376,6 +371,7 @@ void passes_release(struct passes *p)
     free(p->row);
     free(p->now);
     free(p->t);
+    free(p->place);
     free(p->branch);
     memset(p, 0, sizeof *p);
 }

@@ -29,6 +29,11 @@ struct text_set {
     float strength[COMPOSE_MAX_ADAPTERS];
 };
 
+/* A condition in a pass: what a row of a batch is. */
+struct place {
+    int pass, row;
+};
+
 struct passes {
     const struct model *m;
     const struct use *use;
@@ -50,6 +55,7 @@ struct passes {
     struct tensor *row;        /* [rows] of the batch, for unet_deep */
     const struct tensor **now; /* [rows] the text that each row of `text` holds */
     double *t;                 /* [rows] */
+    struct place *place;       /* [rows] */
     struct branch *branch;
 };
 

@@ -181,6 +181,12 @@ Test(compose, cmlora_turns)
         cr_expect(i != 16 || who == 0, "and then first");
     }
     compose_close(c);
+    /* who was not measured stands with the mean, and hinders nobody's place */
+    const struct compose_adapter part[] = {{.high = .2}, {.high = NAN}, {.high = .9}};
+    c = start("cmlora", 3, part);
+    cr_expect_gt(next(c, 0).pass[2].mix[1], .5, "the highest first");
+    cr_expect_gt(next(c, 2).pass[1].mix[1], .5, "then the mean");
+    compose_close(c);
     c = start("cmlora:order=reverse", 4, four);
     struct action a = next(c, 3);
     cr_expect_gt(a.pass[0].mix[1], .5, "reverse begins with the low one");
