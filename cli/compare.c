@@ -22,6 +22,7 @@ struct compare {
 
     struct axis axis[2];   /* columns, rows */
     char *base;            /* the request that all cells begin with, as JSON; owned */
+    char *title;           /* of the sheet; owned */
     struct image *picture; /* [rows, columns] */
     int w, h;
 };
@@ -116,74 +117,6 @@ static int cell_request(struct compare *c, int i, int j, struct err *err)
     return rc < 0 || i < 0 ? rc : axis_set(&m->r, &c->axis[1], i, err);
 }
 
-static int open_cell(struct compare *c, int i, int j, bool load, struct picture *p, struct err *err)
-{
-    struct making *m = &c->m;
-    int rc = 0;
-    if (load) {
-        rc = cell_request(c, i, j, err);
-        rc = rc < 0 ? rc : making_load(m, err);
-    } else {
-        rc = is_light(c, 0) ? axis_set(&m->r, &c->axis[0], j, err) : 0;
-        rc = rc < 0 ? rc : axis_set(&m->r, &c->axis[1], i, err);
-    }
-    rc = rc < 0 ? rc : making_picture(m, p, err);
-    generator_close(m->g);
-    m->g = NULL;
-    bool none = m->r.compose && !strcmp(m->r.compose, "none");
-    return rc < 0 ? rc
-                  : generator_open(&m->g, m->model, m->use, none ? 0 : m->r.n_adapter,
-                                   none ? NULL : m->r.compose, m->r.fold, err);
-}
-
-static void report(const struct compare *c, int i, int j, double seconds)
-{
-    if (!c->json)
-        return;
-    const struct axis *x = &c->axis[0], *y = &c->axis[1];
-    const struct request *r = &c->m.r;
-    json_line(json_pack("{s:s, s:I, s:o, s:o, s:f, s:i}", "compose",
-                        r->compose ? r->compose : "merge", "seed", (json_int_t)r->seed, "x",
-                        json_pack("{s:o}", x->key, json_text(x->value[j])), "y",
-                        json_pack("{s:o}", y->key, json_text(y->value[i])), "seconds", seconds,
-                        "passes", c->m.cost.passes));
-}
-
-/* Every value of every axis is one that can be used, before the first picture. */
-static int check_cells(struct compare *c, struct err *err)
-{
-    int rc = 0;
-    for (int j = 0; j < c->axis[0].n && rc == 0; j++)
-        rc = cell_request(c, -1, j, err);
-    for (int i = 0; i < c->axis[1].n && rc == 0; i++)
-        rc = cell_request(c, i, -1, err);
-    return rc;
-}
-
-static int make_all(struct compare *c, struct err *err)
-{
-    struct making *m = &c->m;
-    int columns = c->axis[0].n, rows = c->axis[1].n;
-    struct picture p;
-    c->picture = calloc((size_t)rows * (size_t)columns, sizeof *c->picture);
-    int rc = c->picture ? check_cells(c, err) : err_nomem(err, sizeof *c->picture);
-    for (int j = 0; j < columns && rc == 0; j++)
-        for (int i = 0; i < rows && rc == 0; i++) {
-            double began = cli_now();
-            bool load =
-                (!i && !j) || (i && !is_light(c, 1)) || (!i && !(is_light(c, 0) && is_light(c, 1)));
-            rc = open_cell(c, i, j, load, &p, err);
-            if (rc == 0 && !i && !j)
-                rc = making_plan(m, &p, rows * columns, err);
-            rc = rc < 0 ? rc : making_run(m, &p, &c->picture[i * columns + j], err);
-            if (rc == 0)
-                report(c, i, j, cli_now() - began);
-            c->w = p.w;
-            c->h = p.h;
-        }
-    return rc;
-}
-
 /* The prompt, and below it the adapters with their strengths. */
 static char *title(const struct making *m)
 {
@@ -203,12 +136,123 @@ static char *title(const struct making *m)
     return NULL;
 }
 
+static int open_generator(struct making *m, struct err *err)
+{
+    bool none = m->r.compose && !strcmp(m->r.compose, "none");
+    generator_close(m->g);
+    m->g = NULL;
+    return generator_open(&m->g, m->model, m->use, none ? 0 : m->r.n_adapter,
+                          none ? NULL : m->r.compose, m->r.fold, err);
+}
+
+/* Whether all cells use what is loaded for the sheet. */
+static bool is_loaded_once(const struct compare *c)
+{
+    return is_light(c, 0) && is_light(c, 1);
+}
+
+/* The generator of a cell; within a column whose rows are seeds it stays. */
+static int open_cell(struct compare *c, int i, int j, struct picture *p, struct err *err)
+{
+    struct making *m = &c->m;
+    int rc;
+    if (i && is_light(c, 1)) {
+        rc = axis_set(&m->r, &c->axis[1], i, err);
+        p->seed = m->r.seed;
+        return rc;
+    }
+    if (is_loaded_once(c)) {
+        rc = axis_set(&m->r, &c->axis[0], j, err);
+        rc = rc < 0 ? rc : axis_set(&m->r, &c->axis[1], i, err);
+    } else {
+        rc = cell_request(c, i, j, err);
+        rc = rc < 0 ? rc : making_load(m, err);
+    }
+    rc = rc < 0 ? rc : making_picture(m, p, err);
+    return rc < 0 ? rc : open_generator(m, err);
+}
+
+static void report(const struct compare *c, int i, int j, double seconds)
+{
+    if (!c->json)
+        return;
+    const struct axis *x = &c->axis[0], *y = &c->axis[1];
+    const struct request *r = &c->m.r;
+    json_line(json_pack("{s:s, s:I, s:o, s:o, s:f, s:i}", "compose",
+                        r->compose ? r->compose : "merge", "seed", (json_int_t)r->seed, "x",
+                        json_pack("{s:o}", x->key, json_text(x->value[j])), "y",
+                        json_pack("{s:o}", y->key, json_text(y->value[i])), "seconds", seconds,
+                        "passes", c->m.cost.passes));
+}
+
+/* Every value of every axis is one that can be used, before the first picture. What is loaded stays where all
+ * cells use it. */
+static int check_cells(struct compare *c, struct err *err)
+{
+    int rc = 0;
+    for (int k = 0; k < 2; k++)
+        for (int i = 0; i < c->axis[k].n && rc == 0; i++)
+            rc = is_loaded_once(c) ? axis_set(&c->m.r, &c->axis[k], i, err)
+                                   : cell_request(c, k ? i : -1, k ? -1 : i, err);
+    return rc;
+}
+
+/* Says what the pictures take, and refuses what has no room: all of them by the column that takes most where they
+ * share what is loaded, else each as it comes. */
+static int announce(struct compare *c, struct picture *p, struct err *err)
+{
+    struct making *m = &c->m;
+    struct cost cost;
+    double flops = -1;
+    int most = 0, rc = 0;
+    for (int j = 0; j < c->axis[0].n && rc == 0 && is_loaded_once(c); j++) {
+        rc = open_cell(c, 0, j, p, err);
+        rc = rc < 0 ? rc : generator_prepare(m->g, p, &cost, err);
+        if (rc == 0 && cost.flops > flops) {
+            flops = cost.flops;
+            most = j;
+        }
+    }
+    rc = rc < 0 ? rc : open_cell(c, 0, most, p, err);
+    return rc < 0 ? rc : making_plan(m, p, c->axis[0].n * c->axis[1].n, err);
+}
+
+static int make_all(struct compare *c, struct err *err)
+{
+    struct making *m = &c->m;
+    int columns = c->axis[0].n, rows = c->axis[1].n;
+    struct picture p;
+    c->picture = calloc((size_t)rows * (size_t)columns, sizeof *c->picture);
+    int rc = c->picture ? announce(c, &p, err) : err_nomem(err, sizeof *c->picture);
+    for (int j = 0; j < columns && rc == 0; j++)
+        for (int i = 0; i < rows && rc == 0; i++) {
+            double began = cli_now();
+            bool same = !i && !j && !is_loaded_once(c); /* announced */
+            rc = same ? 0 : open_cell(c, i, j, &p, err);
+            rc = rc < 0 || same ? rc : making_plan(m, &p, 0, err);
+            rc = rc < 0 ? rc : making_run(m, &p, &c->picture[i * columns + j], err);
+            if (rc == 0)
+                report(c, i, j, cli_now() - began);
+            c->w = p.w;
+            c->h = p.h;
+        }
+    return rc;
+}
+
+/* The sheet keeps the settings that its cells began with. */
+static int remember(struct compare *c, struct err *err)
+{
+    int rc = cell_request(c, -1, -1, err);
+    c->m.r.size[0] = c->w;
+    c->m.r.size[1] = c->h;
+    return rc;
+}
+
 static int write_sheet(struct compare *c, struct err *err)
 {
     char *name[2][AXIS_MOST] = {{NULL}};
-    char *head = title(&c->m);
     struct image out = {0};
-    int w = c->cell ? c->cell : c->w > CELL ? c->w : CELL, rc = head ? 0 : err_nomem(err, 64);
+    int w = c->cell ? c->cell : c->w > CELL ? c->w : CELL, rc = 0;
 
     for (int k = 0; k < 2; k++)
         for (int i = 0; i < c->axis[k].n && rc == 0; i++)
@@ -219,10 +263,11 @@ static int write_sheet(struct compare *c, struct err *err)
                             .w = w,
                             .h = (int)((int64_t)w * c->h / c->w),
                             .picture = c->picture,
-                            .title = head,
+                            .title = c->title,
                             .column = (const char *const *)name[0],
                             .row = c->axis[1].n > 1 ? (const char *const *)name[1] : NULL};
     rc = rc < 0 ? rc : sheet_draw(&out, &s, err);
+    rc = rc < 0 ? rc : remember(c, err);
     rc = rc < 0 ? rc : making_write(&c->m, c->out, &out, err);
     if (rc == 0 && !c->json)
         printf("%s  %dx%d  %d pictures\n", c->out, out.w, out.h, c->axis[0].n * c->axis[1].n);
@@ -230,7 +275,6 @@ static int write_sheet(struct compare *c, struct err *err)
         for (int i = 0; i < c->axis[k].n; i++)
             free(name[k][i]);
     image_release(&out);
-    free(head);
     return rc;
 }
 
@@ -242,13 +286,13 @@ static void release(struct compare *c)
     axis_release(&c->axis[1]);
     free(c->picture);
     free(c->base);
+    free(c->title);
     making_release(&c->m);
 }
 
 static int run(const struct command *self, int argc, char **argv)
 {
     struct compare c = {0};
-    struct picture p;
     struct err err;
 
     (void)self;
@@ -259,11 +303,10 @@ static int run(const struct command *self, int argc, char **argv)
     rc = rc < 0 ? rc : making_can_write(&c.m, c.out, &err);
     if (rc == 0 && !(c.base = request_to_json(&c.m.r, &err)))
         rc = err.code;
+    if (rc == 0 && !(c.title = title(&c.m)))
+        rc = err_nomem(&err, 64);
+    rc = rc < 0 ? rc : check_cells(&c, &err);
     rc = rc < 0 ? rc : make_all(&c, &err);
-    rc = rc < 0 ? rc
-                : cell_request(&c, -1, -1, &err); /* which the sheet remembers, and names above */
-    rc = rc < 0 ? rc : making_load(&c.m, &err);
-    rc = rc < 0 ? rc : making_picture(&c.m, &p, &err);
     rc = rc < 0 ? rc : write_sheet(&c, &err);
     release(&c);
     return rc < 0 ? cli_fail(&err) : EXIT_DONE;
