@@ -3,6 +3,64 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define SEED 1
+
+struct option *alone_options(struct option *o, struct alone *a)
+{
+    struct given *g = &a->m.given;
+    const struct option table[] = {
+        {"prompt", 0, OPTION_TEXT, &a->prompt, "TEXT",
+         "behind the adapter's trigger words; default: these alone, else its\nclass word or name",
+         0, 0, NULL},
+        {"negative", 'n', OPTION_TEXT, &g->negative, "TEXT", "what to keep out", 0, 0, NULL},
+        {"model", 'm', OPTION_TEXT, &g->model, "DIR",
+         "as of weft render; adapters of another base are refused", 0, 0, NULL},
+        {"size", 's', OPTION_SIZE, g->size, "WxH", "to render; default: the model's own", 0, 0,
+         NULL},
+        {"seed", 0, OPTION_U64, &g->seed, "N", "the same for all; default 1", 0, 0, NULL},
+        {"steps", 0, OPTION_INT, &g->steps, "N", "default 30", 0, 0, &g->has_steps},
+        {"cfg", 0, OPTION_NUMBER, &g->cfg, "X", "default 7", 0, 0, &g->has_cfg},
+        {"sampler", 0, OPTION_TEXT, &g->sampler, "NAME", "default: the model's own", 0, 0, NULL},
+        {"threads", 't', OPTION_INT, &a->m.threads, "N", "default: all processors", 1, 1024, NULL},
+        {"device", 0, OPTION_TEXT, &a->m.device, "NAME", "cpu, or ref (slow, the reference)", 0, 0,
+         NULL},
+        {"home", 0, OPTION_TEXT, &a->m.home, "DIR", "the repository; see weft help add", 0, 0,
+         NULL},
+        {"json", 0, OPTION_FLAG, &a->json, NULL, "JSON on stdout, an object an adapter", 0, 0,
+         NULL},
+    };
+    memcpy(o, table, sizeof table);
+    return o + sizeof table / sizeof *table;
+}
+
+int alone_parse(struct alone *a, const struct option *o, int argc, char **argv, struct err *err)
+{
+    a->m.given.seed = SEED;
+    a->m.given.has_seed = a->m.triggers = true;
+    a->rest = calloc((size_t)argc + 1, sizeof *a->rest);
+    return a->rest ? options_parse(o, argc, argv, a->rest, &a->n, err) : err_nomem(err, 64);
+}
+
+int alone_repository(struct alone *a, struct err *err)
+{
+    char *home = repo_home(a->m.home);
+    int rc = home ? repo_open(&a->m.repo, home, REPO_WRITE, err) : err_nomem(err, 64);
+    free(home);
+    return rc;
+}
+
+int alone_model(struct alone *a, struct err *err)
+{
+    int rc = making_request(&a->m, "", err);
+    return rc < 0 ? rc : making_model(&a->m, err);
+}
+
+void alone_release(struct alone *a)
+{
+    free(a->rest);
+    making_release(&a->m);
+}
+
 /* What to ask for: nothing where triggers will be put in, else what the thing is called. */
 static int find_prompt(const struct making *m, const struct repo_adapter *a, const char *given,
                        char **out, struct err *err)
@@ -32,14 +90,15 @@ static int check_fit(const struct making *m, const struct repo_adapter *a, struc
     return 0;
 }
 
-int alone_open(struct making *m, const struct repo_adapter *a, const char *prompt,
-               struct picture *p, struct err *err)
+int alone_open(struct alone *a, const struct repo_adapter *adapter, struct picture *p,
+               struct err *err)
 {
+    struct making *m = &a->m;
     char *text = NULL;
-    int rc = check_fit(m, a, err);
-    rc = rc < 0 ? rc : find_prompt(m, a, prompt, &text, err);
+    int rc = check_fit(m, adapter, err);
+    rc = rc < 0 ? rc : find_prompt(m, adapter, a->prompt, &text, err);
     rc = rc < 0 ? rc : making_request(m, text, err);
-    rc = rc < 0 ? rc : request_add_adapter(&m->r, a->id, err);
+    rc = rc < 0 ? rc : request_add_adapter(&m->r, adapter->id, err);
     rc = rc < 0 ? rc : making_load(m, err);
     rc = rc < 0 ? rc : making_picture(m, p, err);
     rc = rc < 0 ? rc : generator_open(&m->g, m->model, m->use, m->r.n_adapter, NULL, false, err);

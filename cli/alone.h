@@ -1,13 +1,37 @@
-/* alone.h: an adapter of the repository by itself, on what it is called. */
+/* alone.h: adapters of the repository each by itself, on what it is called: what weft preview and weft profile
+ * share.
+ *
+ *     alone_options(o, &a);                         // and the command's own behind them
+ *     rc = alone_parse(&a, o, argc, argv, &err);    // a.rest: the names
+ *     rc = rc < 0 ? rc : alone_repository(&a, &err);
+ *     rc = rc < 0 ? rc : alone_model(&a, &err);
+ *     rc = rc < 0 ? rc : alone_open(&a, &adapter, &p, &err);
+ *     rc = rc < 0 ? rc : making_plan(&a.m, &p, a.n, &err);
+ *     alone_release(&a);
+ */
 #ifndef WEFT_ALONE_H
 #define WEFT_ALONE_H
 
 #include "making.h"
 
-/* Lays a request for this adapter alone over m->given, loads all it needs, fills in p and opens m->g. prompt is
- * what stands behind its trigger words; NULL: these alone, else its class word or name. ERR_MISMATCH for one that
- * m's model cannot use. */
-int alone_open(struct making *m, const struct repo_adapter *a, const char *prompt,
-               struct picture *p, struct err *err);
+struct alone {
+    struct making m;
+    const char *prompt; /* behind trigger words; NULL: these alone, else the class word or name */
+    bool json;
+    const char **rest; /* [n] owned array of borrowed names */
+    int n;
+};
+
+/* Returns the end of the table, where the command puts its own and a last one without a name. */
+struct option *alone_options(struct option *o, struct alone *a);
+int alone_parse(struct alone *a, const struct option *o, int argc, char **argv, struct err *err);
+/* Opens it for writing. */
+int alone_repository(struct alone *a, struct err *err);
+int alone_model(struct alone *a, struct err *err);
+/* Loads all that this adapter needs, fills in p and opens a->m.g. ERR_MISMATCH for one that the model cannot
+ * use. */
+int alone_open(struct alone *a, const struct repo_adapter *adapter, struct picture *p,
+               struct err *err);
+void alone_release(struct alone *a);
 
 #endif

@@ -19,38 +19,23 @@ struct curves {
 };
 
 struct profile {
-    struct making m;
-    const char *prompt, *home, *out;
-    bool json;
-    struct curves *curves; /* [n] */
+    struct alone a;
+    const char *out;
+    struct curves *curves; /* [a.n] */
     char **name;
-    int n, at;
+    int at;
     struct err *err; /* of the picture in the making */
 };
 
 static void make_options(struct option *o, void *target)
 {
     struct profile *c = target;
-    struct given *g = &c->m.given;
-    const struct option table[] = {
+    const struct option own[] = {
         {"output", 'o', OPTION_TEXT, &c->out, "FILE", "a PNG with the curves; default: none", 0, 0,
-         NULL},
-        {"prompt", 0, OPTION_TEXT, &c->prompt, "TEXT",
-         "behind the adapter's trigger words; default: these alone, else its\nclass word or name",
-         0, 0, NULL},
-        {"model", 'm', OPTION_TEXT, &g->model, "DIR", "as of weft render", 0, 0, NULL},
-        {"size", 's', OPTION_SIZE, g->size, "WxH", "pixels; default: the model's own", 0, 0, NULL},
-        {"seed", 0, OPTION_U64, &g->seed, "N", "the same for all; default 1", 0, 0, NULL},
-        {"steps", 0, OPTION_INT, &g->steps, "N", "default 30", 0, 0, &g->has_steps},
-        {"cfg", 0, OPTION_NUMBER, &g->cfg, "X", "default 7", 0, 0, &g->has_cfg},
-        {"sampler", 0, OPTION_TEXT, &g->sampler, "NAME", "default: the model's own", 0, 0, NULL},
-        {"threads", 't', OPTION_INT, &c->m.threads, "N", "default: all processors", 1, 1024, NULL},
-        {"home", 0, OPTION_TEXT, &c->home, "DIR", "the repository; see weft help add", 0, 0, NULL},
-        {"json", 0, OPTION_FLAG, &c->json, NULL, "JSON on stdout, an object an adapter", 0, 0,
          NULL},
         {.name = NULL},
     };
-    memcpy(o, table, sizeof table);
+    memcpy(alone_options(o, &c->a), own, sizeof own);
 }
 
 /* ---- measuring ------------------------------------------------------------------------------- */
@@ -58,10 +43,10 @@ static void make_options(struct option *o, void *target)
 static int measure(struct profile *c)
 {
     struct curves *v = &c->curves[c->at];
-    const struct picture p = {.w = c->m.r.size[0], .h = c->m.r.size[1]};
-    int f = c->m.model->vae->factor, rc = generator_look(c->m.g, c->err);
+    const int *size = c->a.m.r.size;
+    int f = c->a.m.model->vae->factor, rc = generator_look(c->a.m.g, c->err);
     size_t n;
-    const float *x = generator_latent(c->m.g, &n);
+    const float *x = generator_latent(c->a.m.g, &n);
     if (v->n == v->room) {
         int room = v->room ? 2 * v->room : 64;
         double *more = realloc(v->high, (size_t)room * N_CUTS * sizeof *more);
@@ -71,7 +56,7 @@ static int measure(struct profile *c)
         v->room = room;
     }
     for (int i = 0; i < N_CUTS && rc == 0; i++)
-        rc = profile_high(x, p.h / f, p.w / f, c->m.model->vae->latent, cuts[i],
+        rc = profile_high(x, size[1] / f, size[0] / f, c->a.m.model->vae->latent, cuts[i],
                           &v->high[v->n * N_CUTS + i], c->err);
     v->n++;
     return rc;
@@ -89,7 +74,7 @@ static void tell(const struct profile *c, const struct repo_adapter *a)
 {
     const struct curves *v = &c->curves[c->at];
     const double *last = &v->high[(v->n - 1) * N_CUTS];
-    if (!c->json) {
+    if (!c->a.json) {
         printf("%-30s high frequencies %.3f  at the half way %.3f\n", shown(a->name), last[STORED],
                v->high[v->n / 2 * N_CUTS + STORED]);
         return;
@@ -110,18 +95,18 @@ static int one(struct profile *c, const char *name, struct err *err)
     struct repo_adapter a;
     struct picture p;
     struct image im = {0};
-    int rc = repo_need(c->m.repo, name, &a, err);
+    int rc = repo_need(c->a.m.repo, name, &a, err);
     if (rc < 0)
         return rc;
     c->err = err;
     err_clear(err);
-    rc = alone_open(&c->m, &a, c->prompt, &p, err);
-    rc = rc < 0 ? rc : making_plan(&c->m, &p, c->at ? 0 : c->n, err);
-    if (rc == 0 && (rc = generator_run(c->m.g, &im, on_step, c, err)) == ERR_STOPPED)
+    rc = alone_open(&c->a, &a, &p, err);
+    rc = rc < 0 ? rc : making_plan(&c->a.m, &p, c->at ? 0 : c->a.n, err);
+    if (rc == 0 && (rc = generator_run(c->a.m.g, &im, on_step, c, err)) == ERR_STOPPED)
         rc = cli_stopped() ? rc : err->code;
     if (rc == 0) {
         const struct curves *v = &c->curves[c->at];
-        rc = repo_set_profile(c->m.repo, a.data_sha256, c->m.model->fingerprint,
+        rc = repo_set_profile(c->a.m.repo, a.data_sha256, c->a.m.model->fingerprint,
                               v->high[(v->n - 1) * N_CUTS + STORED], err);
     }
     if (rc == 0)
@@ -175,7 +160,8 @@ static int chart(struct image *im, const struct curves *v, struct err *err)
 
 static int plot(const struct profile *c, struct err *err)
 {
-    int columns = c->n < COLUMNS ? c->n : COLUMNS, rows = (c->n + columns - 1) / columns, rc = 0;
+    int columns = c->a.n < COLUMNS ? c->a.n : COLUMNS, rows = (c->a.n + columns - 1) / columns,
+        rc = 0;
     size_t cells = (size_t)columns * (size_t)rows;
     struct image *all = calloc(cells, sizeof *all), out = {0};
     const char **label = calloc(cells, sizeof *label);
@@ -190,13 +176,13 @@ static int plot(const struct profile *c, struct err *err)
                  "the radius (black), 0.1, 0.4, 0.6"};
     if (!all || !label)
         rc = err_nomem(err, cells * sizeof *all);
-    for (int i = 0; i < c->n && rc == 0; i++) {
+    for (int i = 0; i < c->a.n && rc == 0; i++) {
         label[i] = c->name[i];
         rc = chart(&all[i], &c->curves[i], err);
     }
     rc = rc < 0 ? rc : sheet_draw(&out, &s, err);
     rc = rc < 0 ? rc : image_write_png(c->out, &out, NULL, 0, err);
-    for (int i = 0; all && i < c->n; i++)
+    for (int i = 0; all && i < c->a.n; i++)
         image_release(&all[i]);
     image_release(&out);
     free(all);
@@ -206,48 +192,46 @@ static int plot(const struct profile *c, struct err *err)
 
 /* ---- the command ----------------------------------------------------------------------------- */
 
-static int open_all(struct profile *c, struct err *err)
+static int take_room(struct profile *c, struct err *err)
 {
-    char *home = repo_home(c->home);
-    size_t n = (size_t)c->n;
+    size_t n = (size_t)c->a.n;
     c->curves = calloc(n, sizeof *c->curves);
     c->name = calloc(n, sizeof *c->name);
-    int rc = home && c->curves && c->name ? repo_open(&c->m.repo, home, REPO_WRITE, err)
-                                          : err_nomem(err, n * sizeof *c->curves);
-    free(home);
-    rc = rc < 0 ? rc : making_request(&c->m, "", err);
-    return rc < 0 ? rc : making_model(&c->m, err);
+    return c->curves && c->name ? 0 : err_nomem(err, n * sizeof *c->curves);
+}
+
+static void release(struct profile *c)
+{
+    for (int i = 0; c->name && c->curves && i < c->a.n; i++) {
+        free(c->name[i]);
+        free(c->curves[i].high);
+    }
+    free(c->name);
+    free(c->curves);
+    alone_release(&c->a);
 }
 
 static int run(const struct command *self, int argc, char **argv)
 {
-    struct profile c = {.prompt = NULL};
+    struct profile c = {.out = NULL};
     struct option o[OPTIONS_MAX];
     struct err err;
-    const char **rest = calloc((size_t)argc + 1, sizeof *rest);
 
     (void)self;
     err_clear(&err);
     cli_catch_stop();
     make_options(o, &c);
-    c.m.given.seed = 1;
-    c.m.given.has_seed = c.m.triggers = true;
-    int rc = rest ? options_parse(o, argc, argv, rest, &c.n, &err) : err_nomem(&err, 64);
-    if (rc == 0 && !c.n)
+    int rc = alone_parse(&c.a, o, argc, argv, &err);
+    if (rc == 0 && !c.a.n)
         rc = err_set(&err, ERR_ARG, "which? NAME...");
-    rc = rc < 0 ? rc : open_all(&c, &err);
-    for (; c.at < c.n && rc == 0; c.at++)
-        rc = one(&c, rest[c.at], &err);
+    rc = rc < 0 ? rc : alone_repository(&c.a, &err);
+    rc = rc < 0 ? rc : take_room(&c, &err);
+    rc = rc < 0 ? rc : alone_model(&c.a, &err);
+    for (; rc == 0 && c.at < c.a.n; c.at++)
+        rc = one(&c, c.a.rest[c.at], &err);
     if (rc == 0 && c.out)
         rc = plot(&c, &err);
-    for (int i = 0; c.name && c.curves && i < c.n; i++) {
-        free(c.name[i]);
-        free(c.curves[i].high);
-    }
-    free(c.name);
-    free(c.curves);
-    free(rest);
-    making_release(&c.m);
+    release(&c);
     return rc < 0 ? cli_fail(&err) : EXIT_DONE;
 }
 
