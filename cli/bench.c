@@ -178,7 +178,7 @@ static int time_unet(struct bench *b, const struct unet *u, int rows, int h, int
         else
             run_reset(&pass);
         double began = cli_now();
-        unet_forward(u, &pass, &x, t, &text, NULL);
+        unet_forward(u, &pass, &x, t, &(struct unet_text){&text, 1}, NULL);
         began = cli_now() - began;
         if (i == 0)
             flops = pass.flops;

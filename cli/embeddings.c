@@ -6,8 +6,21 @@
 #include <stdio.h>
 #include <string.h>
 
-static const char per_layer[] =
-    "an ED-LoRA's word has a vector for each cross-attention layer, which weft cannot use yet";
+static bool fits(const struct embedding *e, const struct model *m)
+{
+    return e->width == m->text->tower.width && (!e->per_layer || e->n_vec == m->unet->n_cross);
+}
+
+static const char *misfit(char *buf, size_t size, const struct embedding *e, const struct model *m)
+{
+    if (e->width != m->text->tower.width)
+        snprintf(buf, size, "its vectors have %d values, this model's text encoder takes %d",
+                 e->width, m->text->tower.width);
+    else
+        snprintf(buf, size, "it has vectors for %d cross attentions, this model has %d", e->n_vec,
+                 m->unet->n_cross);
+    return buf;
+}
 
 /* Whether the list has e's name again with the width that fits. */
 static bool has_twin(const struct embedding_list *l, const struct embedding *e, int width)
@@ -24,14 +37,15 @@ static int add(struct words *w, const struct embedding_list *l, const struct emb
 {
     if (e->width != words_width(w) && has_twin(l, e, words_width(w)))
         return 0;
-    return e->per_layer ? words_add_refused(w, name, per_layer, err)
+    return e->per_layer ? words_add_layered(w, name, e->vec, e->n_vec, e->width, err)
                         : words_add(w, name, e->vec, e->n_vec, e->width, err);
 }
 
 static void tell(const struct embedding *e, const char *name, const char *path)
 {
-    fprintf(stderr, "embedding '%s': %d %s of %d, %s%s%s%s\n", name, e->n_vec,
-            e->n_vec == 1 ? "vector" : "vectors", e->width, path,
+    fprintf(stderr, "embedding '%s': %d %s of %d%s, %s%s%s%s\n", name, e->n_vec,
+            e->n_vec == 1 ? "vector" : "vectors", e->width,
+            e->per_layer ? ", one for each cross attention" : "", path,
             e->declared ? " (calls itself '" : "", e->declared ? e->declared : "",
             e->declared ? "')" : "");
 }
@@ -72,24 +86,25 @@ static bool is_demanded(const struct request *r, const char *name)
 
 /* One that the repository offers: its word stays an ordinary one where another has the name, or where it
  * does not fit. */
-static int add_found(struct words *w, const struct request *r, struct request_embedding *e,
-                     const struct embedding_list *l, bool verbose, struct err *err)
+static int add_found(struct words *w, const struct request *r, const struct model *m,
+                     struct request_embedding *e, const struct embedding_list *l, bool verbose,
+                     struct err *err)
 {
     char why[160];
-    int fits = -1;
-    for (int i = 0; i < l->n && fits < 0; i++)
-        fits = l->item[i].width == words_width(w) && !l->item[i].per_layer ? i : -1;
-    const char *name = e->name ? e->name : l->n ? l->item[fits < 0 ? 0 : fits].name : "";
+    int good = 0;
+    while (good < l->n && !fits(&l->item[good], m))
+        good++;
+    bool any = good < l->n;
+    const char *name = e->name ? e->name : l->n ? l->item[any ? good : 0].name : "";
     if (l->n == 0 || words_find(w, name) >= 0)
         return 0;
-    if (fits >= 0)
+    if (any)
         return add_file(w, e, l, verbose, err);
-    snprintf(why, sizeof why, "its vectors have %d values, this model's text encoder takes %d",
-             l->item[0].width, words_width(w));
+    misfit(why, sizeof why, &l->item[0], m);
     if (is_demanded(r, name))
-        return words_add_refused(w, name, l->item[0].per_layer ? per_layer : why, err);
+        return words_add_refused(w, name, why, err);
     fprintf(stderr, "'%s' is an embedding of the repository, but not for this model: %s\n", name,
-            l->item[0].per_layer ? per_layer : why);
+            why);
     return 0;
 }
 
@@ -107,7 +122,8 @@ static int relocate(struct request *r, struct request_embedding *e, struct err *
     return rc;
 }
 
-static int open_file(struct words *w, struct request *r, int i, bool verbose, struct err *err)
+static int open_file(struct words *w, struct request *r, const struct model *m, int i, bool verbose,
+                     struct err *err)
 {
     struct request_embedding *e = &r->embedding[i];
     struct embedding_list l = {0};
@@ -134,7 +150,7 @@ static int open_file(struct words *w, struct request *r, int i, bool verbose, st
         memcpy(e->sha256, sha, sizeof sha);
     rc = rc < 0 ? rc : embedding_read(&l, f, e->path, err);
     rc = rc < 0     ? rc
-         : e->found ? add_found(w, r, e, &l, verbose, err)
+         : e->found ? add_found(w, r, m, e, &l, verbose, err)
                     : add_file(w, e, &l, verbose, err);
     embedding_list_release(&l);
     tensor_file_close(f);
@@ -143,8 +159,8 @@ static int open_file(struct words *w, struct request *r, int i, bool verbose, st
 
 /* Words that an adapter brings. --embedding goes before them; what two adapters bring is not clear, and
  * what does not fit matters only to a prompt that uses it. n_given: words of --embedding. */
-static int add_bundled(struct words *w, int n_given, const struct adapter_file *f, bool verbose,
-                       struct err *err)
+static int add_bundled(struct words *w, const struct model *m, int n_given,
+                       const struct adapter_file *f, bool verbose, struct err *err)
 {
     struct embedding_list l = {0};
     int rc = embedding_read(&l, f->st, f->path, err), before = words_count(w);
@@ -154,13 +170,11 @@ static int add_bundled(struct words *w, int n_given, const struct adapter_file *
         char why[120];
         if (old >= 0 && old < n_given)
             continue;
-        snprintf(why, sizeof why, "its vectors have %d values, this model's text encoder takes %d",
-                 e->width, words_width(w));
         if (old >= 0 && old < before)
             rc =
                 words_add_refused(w, e->name, "two of the adapters bring a word of this name", err);
-        else if (e->width != words_width(w) && !has_twin(&l, e, words_width(w)))
-            rc = words_add_refused(w, e->name, why, err);
+        else if (!fits(e, m) && (e->width == words_width(w) || !has_twin(&l, e, words_width(w))))
+            rc = words_add_refused(w, e->name, misfit(why, sizeof why, e, m), err);
         else
             rc = add(w, &l, e, e->name, err);
         if (rc == 0 && verbose)
@@ -175,14 +189,14 @@ int embeddings_open(struct words **out, struct request *r, const struct model *m
 {
     int rc = words_new(out, m->tokenizer, m->text->tower.width, err);
     for (int i = 0; i < r->n_embedding && rc == 0; i++)
-        rc = open_file(*out, r, i, verbose, err);
+        rc = open_file(*out, r, m, i, verbose, err);
     int n_given = *out ? words_count(*out) : 0;
     for (int i = 0; i < r->n_adapter && rc == 0; i++)
-        rc = add_bundled(*out, n_given, file[i], verbose, err);
+        rc = add_bundled(*out, m, n_given, file[i], verbose, err);
     int i = r->n_embedding;
     rc = rc < 0 ? rc : request_find_embeddings(r, err);
     for (; i < r->n_embedding && rc == 0; i++)
-        rc = open_file(*out, r, i, verbose, err);
+        rc = open_file(*out, r, m, i, verbose, err);
     return rc;
 }
 

@@ -38,6 +38,15 @@ static int add_chunks(struct conditions *c, const struct tokenizer *t, struct wo
     return rc;
 }
 
+/* How often a text is to be encoded. */
+static int layers_of(const struct conditions *c, const struct prompt_chunks *ch)
+{
+    int n = 1;
+    for (int i = 0; i < ch->n_chunk * c->length && n == 1; i++)
+        n = words_layers(c->words, ch->id[i]);
+    return n;
+}
+
 int conditions_parse(struct conditions *c, const struct tokenizer *t, struct words *words,
                      int length, const struct prompt *prompt, const struct prompt *negative,
                      int steps, struct err *err)
@@ -55,7 +64,14 @@ int conditions_parse(struct conditions *c, const struct tokenizer *t, struct wor
         rc = add_row(c, negative->part[0].text, 1, steps, err);
     for (size_t i = 0; i < prompt->n_part && rc == 0; i++)
         rc = add_row(c, prompt->part[i].text, prompt->part[i].weight, steps, err);
-    return rc < 0 ? rc : add_chunks(c, t, words, err);
+    rc = rc < 0 ? rc : add_chunks(c, t, words, err);
+    c->n_layer = 1;
+    for (int k = 0; k < c->n_text && rc == 0; k++) {
+        int n = layers_of(c, &c->chunks[k]);
+        c->n_encode += n;
+        c->n_layer = n > 1 ? n : c->n_layer;
+    }
+    return rc;
 }
 
 /* Scales each token's state by its weight, then all so that their mean is what it was. */
@@ -74,19 +90,35 @@ static void weigh(float *hidden, const float *weight, int length, int width)
         hidden[i] *= scale;
 }
 
-static int encode_text(struct conditions *c, const struct clip_text *clip, int skip,
-                       struct run *pass, int k, struct tensor *hidden, float *host, struct err *err)
+/* Text k as a cross attention finds it, into one row. */
+static int encode_layer(struct conditions *c, const struct clip_text *clip, int skip,
+                        struct run *pass, int k, int layer, struct tensor *to, float *host,
+                        struct err *err)
 {
     const struct prompt_chunks *ch = &c->chunks[k];
     size_t row = (size_t)c->length * (size_t)clip->tower.width;
 
     run_reset(pass);
-    struct tensor y = clip_text_forward(clip, pass, c->words, ch->id, c->n_chunk, c->length, skip);
+    struct tensor y =
+        clip_text_forward(clip, pass, c->words, ch->id, c->n_chunk, c->length, skip, layer);
     int rc = run_check(pass, err);
     rc = rc < 0 ? rc : pass->dev->be->download(pass->dev, host, &y, err);
     for (int i = 0; i < c->n_chunk && rc == 0 && ch->weighted; i++)
         weigh(host + (size_t)i * row, ch->weight + i * c->length, c->length, clip->tower.width);
-    return rc < 0 ? rc : pass->dev->be->upload(pass->dev, hidden, host, err);
+    return rc < 0 ? rc : pass->dev->be->upload(pass->dev, to, host, err);
+}
+
+/* Text k; what is the same for all cross attentions is encoded once. */
+static int encode_text(struct conditions *c, const struct clip_text *clip, int skip,
+                       struct run *pass, int k, struct tensor *hidden, float *host, struct err *err)
+{
+    int n = layers_of(c, &c->chunks[k]), rc = 0;
+    for (int i = 0; i < c->n_layer && rc == 0; i++) {
+        struct tensor to = tensor_rows(hidden, i, 1);
+        rc = i < n ? encode_layer(c, clip, skip, pass, k, i, &to, host, err)
+                   : pass->dev->be->upload(pass->dev, &to, host, err);
+    }
+    return rc;
 }
 
 int conditions_encode(struct conditions *c, const struct clip_text *clip, int skip,
@@ -97,7 +129,7 @@ int conditions_encode(struct conditions *c, const struct clip_text *clip, int sk
     if (!host)
         return err_nomem(err, n * sizeof *host);
     run_measure(pass);
-    clip_text_forward(clip, pass, c->words, c->chunks[0].id, c->n_chunk, c->length, skip);
+    clip_text_forward(clip, pass, c->words, c->chunks[0].id, c->n_chunk, c->length, skip, 0);
     int rc = run_commit(pass, err);
     for (int k = 0; k < c->n_text && rc == 0; k++)
         rc = encode_text(c, clip, skip, pass, k, &hidden[k], host, err);

@@ -25,6 +25,9 @@ struct conditions {
     int n_row;
     struct prompt_chunks *chunks; /* [n_text] */
     int n_text, n_chunk, length;
+    int n_layer; /* encodings of each text: 1, or one for each of the UNet's cross attentions, where a
+                     word has vectors for each (words_add_layered) */
+    int n_encode;              /* runs of the text tower for all */
     const struct words *words; /* that the chunks refer to, or NULL */
 };
 
@@ -33,7 +36,7 @@ struct conditions {
 int conditions_parse(struct conditions *c, const struct tokenizer *t, struct words *words,
                      int length, const struct prompt *prompt, const struct prompt *negative,
                      int steps, struct err *err);
-/* Fills in hidden[n_text], each [1, n_chunk * length, width]. Words are weighted as A1111 does: each token's
+/* Fills in hidden[n_text], each [n_layer, n_chunk * length, width]. Words are weighted as A1111 does: each token's
  * state times its weight, then the chunk scaled back to the mean it had. `pass` is measured and committed
  * here; the adapters in force are its own. */
 int conditions_encode(struct conditions *c, const struct clip_text *clip, int skip,

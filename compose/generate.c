@@ -340,6 +340,12 @@ int generator_prepare(struct generator *g, const struct picture *p, struct cost 
     rc = rc < 0 ? rc
                 : conditions_parse(&g->cond, g->m->tokenizer, p->words, g->m->text->positions,
                                    p->prompt, is_guided(p) ? p->negative : NULL, p->steps, err);
+    if (rc == 0 && g->cond.n_layer > 1 && g->cond.n_layer != g->m->unet->n_cross)
+        rc =
+            err_set(err, ERR_MISMATCH,
+                    "prompt: a word has vectors for %d cross attentions, this model has %d: it was "
+                    "made for another base",
+                    g->cond.n_layer, g->m->unet->n_cross);
     g->pass_bytes = 0;
     rc = rc < 0 ? rc : plan_passes(g, err);
     rc = rc < 0 ? rc : plan_memory(g, err);

@@ -121,11 +121,12 @@ static int take_host(struct passes *p, struct err *err)
     p->hidden = calloc(texts, sizeof *p->hidden);
     p->deep = calloc(deep + 1, sizeof *p->deep);
     p->row = calloc(rows, sizeof *p->row);
+    p->layer = calloc((size_t)p->cond->n_layer, sizeof *p->layer);
     p->now = calloc(rows, sizeof *p->now);
     p->t = calloc(rows, sizeof *p->t);
     p->place = calloc(rows, sizeof *p->place);
     p->branch = calloc(4 * COMPOSE_MAX_ADAPTERS, sizeof *p->branch);
-    return p->hidden && p->deep && p->row && p->now && p->t && p->place && p->branch
+    return p->hidden && p->deep && p->row && p->layer && p->now && p->t && p->place && p->branch
                ? 0
                : err_nomem(err, texts * sizeof *p->hidden);
 }
@@ -157,9 +158,9 @@ void passes_place(struct passes *p)
     const struct conditions *c = p->cond;
     int f = p->m->vae->factor, h = p->p->h / f, w = p->p->w / f, tokens = c->n_chunk * c->length;
     p->x = run_tensor(p->keep, p->rows, h, w, p->m->vae->latent);
-    p->text = run_tensor(p->keep, p->rows, tokens, 1, p->m->text->tower.width);
+    p->text = run_tensor(p->keep, c->n_layer * p->rows, tokens, 1, p->m->text->tower.width);
     for (int i = 0; i < p->n_set * c->n_text; i++)
-        p->hidden[i] = run_tensor(p->keep, 1, tokens, 1, p->m->text->tower.width);
+        p->hidden[i] = run_tensor(p->keep, c->n_layer, tokens, 1, p->m->text->tower.width);
     for (int i = 0; i < p->n_slot * c->n_row; i++)
         p->deep[i] = run_tensor(p->keep, 1, h, w, unet_deep_channels(p->m->unet));
     for (int i = 0; i < p->rows; i++)
@@ -208,8 +209,11 @@ static void set_texts(struct passes *p, const struct action *a, int n, int step)
                                             conditions_at(p->cond, p->place[i].row, step)];
         if (p->now[i] == h)
             continue;
-        struct tensor row = tensor_rows(&p->text, i, 1);
-        op_copy(p->keep, &row, h);
+        for (int k = 0; k < p->cond->n_layer; k++) {
+            struct tensor row = tensor_rows(&p->text, k * p->rows + i, 1),
+                          from = tensor_rows(h, k, 1);
+            op_copy(p->keep, &row, &from);
+        }
         p->now[i] = h;
     }
 }
@@ -218,7 +222,10 @@ static void set_texts(struct passes *p, const struct action *a, int n, int step)
 static struct tensor run_rows(struct passes *p, const struct action *a, int n)
 {
     struct unet_deep deep = {.row = p->row};
-    struct tensor x = tensor_rows(&p->x, 0, n), text = tensor_rows(&p->text, 0, n);
+    struct tensor x = tensor_rows(&p->x, 0, n);
+    const struct unet_text text = {p->layer, p->cond->n_layer};
+    for (int i = 0; i < text.n; i++)
+        p->layer[i] = tensor_rows(&p->text, i * p->rows, n);
     for (int i = 0; i < n; i++) {
         const struct pass *q = &a->pass[p->place[i].pass];
         memset(&p->row[i], 0, sizeof p->row[i]);
@@ -336,8 +343,8 @@ int passes_go_through(struct passes *p, bool prepare, size_t *peak, double *flop
         begin(p, prepare);
         set_text_adapters(p, &p->set[i]);
         clip_text_forward(p->m->text, p->pass, c->words, c->chunks[0].id, c->n_chunk, c->length,
-                          p->p->clip_skip - 1);
-        rc = end(p, c->n_text, peak, flops, err);
+                          p->p->clip_skip - 1, 0);
+        rc = end(p, c->n_encode, peak, flops, err);
     }
     for (int i = 0; i < p->n_kind && rc == 0; i++) {
         struct cursor at = {0};
@@ -369,6 +376,7 @@ void passes_release(struct passes *p)
     free(p->hidden);
     free(p->deep);
     free(p->row);
+    free(p->layer);
     free(p->now);
     free(p->t);
     free(p->place);

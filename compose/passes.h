@@ -49,8 +49,9 @@ struct passes {
     struct text_set *set;
     int n_set, n_slot, rows; /* rows: of a batch at most */
 
-    struct tensor x, text;     /* the batch */
-    struct tensor *hidden;     /* [n_set * n_text], each [1, tokens, width] */
+    struct tensor x, text;     /* the batch; text [n_layer * rows, tokens, width] */
+    struct tensor *hidden;     /* [n_set * n_text], each [n_layer, tokens, width] */
+    struct tensor *layer;      /* [n_layer] of text, for unet_text */
     struct tensor *deep;       /* [n_slot * n_row] */
     struct tensor *row;        /* [rows] of the batch, for unet_deep */
     const struct tensor **now; /* [rows] the text that each row of `text` holds */

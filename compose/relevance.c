@@ -53,7 +53,7 @@ static int embed(const struct model *m, const char *text, float *out, struct err
     for (int pass = 0; pass < 2 && rc == 0; pass++) {
         if (pass == 0)
             run_measure(&r);
-        y = clip_text_forward(m->text, &r, NULL, c.id, c.n_chunk, m->text->positions, 0);
+        y = clip_text_forward(m->text, &r, NULL, c.id, c.n_chunk, m->text->positions, 0, 0);
         rc = pass == 0 ? run_commit(&r, err) : run_check(&r, err);
     }
     if (rc == 0) {

@@ -564,9 +564,22 @@ Test(cli, words_in_adapters)
     expect_success(&s, 1);
     cr_expect(strstr(s.err, "embedding 'my.word': 2 vectors of 16"), "%s", s.err);
     unlink(in(&s, "a.png"));
-    weft(&s, "render", "a <c1>", "-m", MODEL, "-a", WORDS "ed_lora.pth", "--steps", "1",
-         "--allow-partial", "-o", in(&s, "a.png"), NULL);
-    expect_failure(&s, 1, "'<c1>': an ED-LoRA's word has a vector for each cross-attention layer");
+    char *px[2];
+    for (int i = 0; i < 2; i++) {
+        weft(&s, "render", i ? "a <c2>" : "a <c1>", "-m", MODEL, "-a", WORDS "ed_lora.pth:0.01",
+             "--steps", "2", "--allow-partial", "-v", "-o", in(&s, "a.png"), NULL);
+        expect_success(&s, 1);
+        cr_expect(strstr(s.err, "'<c1>': 16 vectors of 16, one for each cross attention"), "%s",
+                  s.err);
+        px[i] = pixels(&s, "a.png");
+        unlink(in(&s, "a.png"));
+    }
+    cr_expect(memcmp(px[0], px[1], 64 * 64 * 3), "both words draw the same");
+    free(px[0]);
+    free(px[1]);
+    weft(&s, "render", "a <c1>", "-m", "assets/model", "--embedding", WORDS "ed_lora.pth",
+         "--steps", "1", "-o", in(&s, "a.png"), NULL);
+    expect_failure(&s, 1, "vectors of 16 values, this model's text encoder takes");
     weft(&s, "render", "<s1>", "-m", MODEL, "-a", WORDS "none.pt", "-o", in(&s, "a.png"), NULL);
     expect_failure(&s, 1, "no such adapter file");
     shell_close(&s);

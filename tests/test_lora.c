@@ -74,10 +74,10 @@ static struct tensor forward(struct fixture *f, bool text)
         const struct array *ids = safetensors_find(f->in, "ids");
         int32_t copy[64];
         memcpy(copy, ids->data, sizeof copy);
-        return clip_text_forward(f->m->text, &f->r, NULL, copy, 2, 32, 0);
+        return clip_text_forward(f->m->text, &f->r, NULL, copy, 2, 32, 0, 0);
     }
     struct tensor x = input(f, "unet_square_x", 2, 8, 8), c = input(f, "text", 2, 32, 1);
-    return unet_forward(f->m->unet, &f->r, &x, t, &c, NULL);
+    return unet_forward(f->m->unet, &f->r, &x, t, &(struct unet_text){&c, 1}, NULL);
 }
 
 /* The output with the adapters that f->r has in force, on the host. */

@@ -121,7 +121,7 @@ static struct tensor text_stage(struct golden *g, const void *arg)
 {
     int n, len;
     int32_t *ids = token_ids(g, &n, &len);
-    struct tensor y = clip_text_forward(g->m->text, &g->r, NULL, ids, n, len, *(const int *)arg);
+    struct tensor y = clip_text_forward(g->m->text, &g->r, NULL, ids, n, len, *(const int *)arg, 0);
     free(ids);
     return y;
 }
@@ -143,7 +143,7 @@ static struct tensor unet_stage(struct golden *g, const void *arg)
     struct tensor text = run_tensor(&g->r, (int)ha.dim[0], (int)ha.dim[1], 1, (int)ha.dim[2]);
     op_upload(&g->r, &text, hf);
     free(hf);
-    return unet_forward(g->m->unet, &g->r, &x, t, &text, NULL);
+    return unet_forward(g->m->unet, &g->r, &x, t, &(struct unet_text){&text, 1}, NULL);
 }
 
 static struct tensor decode_stage(struct golden *g, const void *arg)

@@ -1,5 +1,5 @@
 /* Textual inversions in prompts: places and states against transformers (tests/golden/words.py), weights,
- * chunks, and what is refused. */
+ * chunks, words with a vector for each cross attention, and what is refused. */
 #include "compose/conditions.h"
 #include "unet/model.h"
 #include "unet/safetensors.h"
@@ -83,16 +83,16 @@ static void check_states(struct fixture *f, const char *model)
     memcpy(copy, ids->data, n_ids * sizeof *copy);
     run_init(&r, f->dev);
     run_measure(&r);
-    clip_text_forward(f->m->text, &r, f->words, copy, N_PROMPTS, len, 0);
+    clip_text_forward(f->m->text, &r, f->words, copy, N_PROMPTS, len, 0, 0);
     cr_assert_eq(run_commit(&r, &err), 0);
-    struct tensor y = clip_text_forward(f->m->text, &r, f->words, copy, N_PROMPTS, len, 0);
+    struct tensor y = clip_text_forward(f->m->text, &r, f->words, copy, N_PROMPTS, len, 0, 0);
     cr_assert_eq(run_check(&r, &err), 0, "%s", err.msg);
     f->dev->be->download(f->dev, got, &y, &err);
     double e = test_error(got, want, count);
     cr_expect_leq(e, BOUND, "%s: off by %.2e", model, e);
     /* without the words the places are no tokens at all */
     run_reset(&r);
-    clip_text_forward(f->m->text, &r, NULL, copy, N_PROMPTS, len, 0);
+    clip_text_forward(f->m->text, &r, NULL, copy, N_PROMPTS, len, 0, 0);
     cr_expect_eq(run_check(&r, &err), ERR_MISMATCH);
     run_release(&r);
     free(want);
@@ -127,6 +127,93 @@ Test(words, places_and_states_are_the_references)
 {
     check_model("tiny-sd1");
     check_model("tiny-sd2");
+}
+
+static float *layered(const struct fixture *f, const char *what, size_t *n)
+{
+    const struct array *a = golden(f, "layered", what);
+    float *to = malloc(array_count(a) * sizeof *to);
+    array_to_f32(a, to);
+    *n = array_count(a);
+    return to;
+}
+
+static void expect_near(const struct fixture *f, const struct tensor *y, const char *what)
+{
+    size_t n;
+    struct err err;
+    float *want = layered(f, what, &n), *got = malloc(n * sizeof *got);
+    cr_assert_eq(tensor_count(y), n);
+    f->dev->be->download(f->dev, got, y, &err);
+    double e = test_error(got, want, n);
+    cr_expect_leq(e, BOUND, "%s: off by %.2e", what, e);
+    free(want);
+    free(got);
+}
+
+/* Each of the 16 cross attentions looks at its own encoding of the prompt. */
+static struct tensor look(struct fixture *f, struct run *r, struct conditions *c,
+                          const struct tensor *hidden, const float *x)
+{
+    struct tensor at[16], in = run_tensor(r, 1, 8, 8, 4);
+    double t = 321;
+    for (int i = 0; i < 16; i++)
+        at[i] = tensor_rows(hidden, i, 1);
+    op_upload(r, &in, x);
+    return unet_forward(f->m->unet, r, &in, &t, &(struct unet_text){at, c->n_layer}, NULL);
+}
+
+static void check_layers(struct fixture *f, struct conditions *c)
+{
+    struct run keep, r;
+    struct err err;
+    struct tensor hidden, y;
+    size_t n;
+    float *x = layered(f, "x", &n);
+    run_init(&keep, f->dev);
+    run_init(&r, f->dev);
+    run_measure(&keep);
+    run_tensor(&keep, 16, 32, 1, 16);
+    cr_assert_eq(run_commit(&keep, &err), 0);
+    hidden = run_tensor(&keep, 16, 32, 1, 16);
+    cr_assert_eq(conditions_encode(c, f->m->text, 0, &r, &hidden, &err), 0, "%s", err.msg);
+    expect_near(f, &hidden, "hidden");
+    run_measure(&r);
+    look(f, &r, c, &hidden, x);
+    cr_assert_eq(run_commit(&r, &err), 0);
+    y = look(f, &r, c, &hidden, x);
+    cr_assert_eq(run_check(&r, &err), 0, "%s", err.msg);
+    expect_near(f, &y, "y");
+    free(x);
+    run_release(&r);
+    run_release(&keep);
+}
+
+Test(words, a_vector_for_each_cross_attention)
+{
+    struct fixture f;
+    struct conditions c;
+    struct err err;
+    struct prompt p;
+    size_t n;
+    fixture_open(&f, "tiny-sd1");
+    float *vec = layered(&f, "vec", &n);
+    cr_assert_eq(words_add_layered(f.words, "<c1>", vec, 16, 16, &err), 0, "%s", err.msg);
+    cr_expect_eq(words_add_layered(f.words, "<c2>", vec, 15, 16, &err), ERR_MISMATCH);
+    cr_expect(strstr(err.msg, "'<c2>' has vectors for 15 cross attentions, '<c1>' for 16"), "%s",
+              err.msg);
+    cr_assert_eq(prompt_read(&p, "a red <c1> and a key", &err), 0);
+    cr_assert_eq(conditions_parse(&c, f.m->tokenizer, f.words, 32, &p, NULL, 5, &err), 0);
+    cr_assert_eq(c.n_layer, 16);
+    cr_assert_eq(c.n_encode, 16);
+    const int32_t *ids = golden(&f, "layered", "ids")->data;
+    for (int i = 0; i < 32; i++)
+        cr_expect((ids[i] < 0 && c.chunks[0].id[i] < 0) || ids[i] == c.chunks[0].id[i]);
+    check_layers(&f, &c);
+    conditions_release(&c);
+    prompt_release(&p);
+    free(vec);
+    fixture_close(&f);
 }
 
 /* The ids of a prompt's first chunk between start and end: "w0w0w1 t" where the last letters say that a

@@ -23,9 +23,9 @@ static int take_row(float *to, const struct array *table, int i, struct err *err
 
 /* The embedding of one token, or a word's vector. */
 static int take_token(const struct clip_text *c, const struct words *words, float *to, int32_t id,
-                      struct err *err)
+                      int layer, struct err *err)
 {
-    const float *vec = words_vector(words, id);
+    const float *vec = words_vector(words, id, layer);
     if (vec) {
         assert(words_width(words) == c->tower.width);
         memcpy(to, vec, (size_t)c->tower.width * sizeof *to);
@@ -36,17 +36,17 @@ static int take_token(const struct clip_text *c, const struct words *words, floa
 
 /* Token plus position embeddings of all rows, into host. */
 static int embed_rows(const struct clip_text *c, const struct words *words, float *host, float *tmp,
-                      const int32_t *ids, int n, int len, struct err *err)
+                      const int32_t *ids, int n, int len, int layer, struct err *err)
 {
     int rc = 0;
     for (int i = 0; i < n * len && rc == 0; i++) {
         float *to = host + (size_t)i * (size_t)c->tower.width;
-        if (ids[i] >= c->vocab || (ids[i] < 0 && !words_vector(words, ids[i])))
+        if (ids[i] >= c->vocab || (ids[i] < 0 && !words_vector(words, ids[i], layer)))
             return err_set(err, ERR_MISMATCH,
                            "token %d is not in the text encoder's vocabulary of %d: tokenizer and "
                            "text encoder do not belong together",
                            (int)ids[i], c->vocab);
-        rc = take_token(c, words, to, ids[i], err);
+        rc = take_token(c, words, to, ids[i], layer, err);
         rc = rc < 0 ? rc : take_row(tmp, &c->position, i % len, err);
         for (int k = 0; rc == 0 && k < c->tower.width; k++)
             to[k] += tmp[k];
@@ -55,7 +55,7 @@ static int embed_rows(const struct clip_text *c, const struct words *words, floa
 }
 
 static struct tensor embed(const struct clip_text *c, struct run *r, const struct words *words,
-                           const int32_t *ids, int n, int len)
+                           const int32_t *ids, int n, int len, int layer)
 {
     struct tensor x = run_tensor(r, n, len, 1, c->tower.width);
     size_t count = tensor_count(&x);
@@ -64,7 +64,7 @@ static struct tensor embed(const struct clip_text *c, struct run *r, const struc
     float *host = malloc((count + (size_t)c->tower.width) * sizeof *host);
     if (!host)
         err_nomem(&r->err, count * sizeof *host);
-    else if (embed_rows(c, words, host, host + count, ids, n, len, &r->err) == 0)
+    else if (embed_rows(c, words, host, host + count, ids, n, len, layer, &r->err) == 0)
         op_upload(r, &x, host);
     free(host);
     return x;
@@ -95,9 +95,9 @@ static void block_forward(const struct clip_tower *t, const struct clip_block *b
 }
 
 struct tensor clip_text_forward(const struct clip_text *c, struct run *r, const struct words *words,
-                                const int32_t *ids, int n, int len, int skip)
+                                const int32_t *ids, int n, int len, int skip, int layer)
 {
-    struct tensor x = embed(c, r, words, ids, n, len);
+    struct tensor x = embed(c, r, words, ids, n, len, layer);
     for (int i = 0; i < c->tower.layers - skip; i++)
         block_forward(&c->tower, &c->tower.block[i], r, &x, true);
     struct tensor y = run_like(r, &x);
@@ -145,7 +145,7 @@ struct tensor clip_embed_text(const struct clip *c, struct run *r, const int32_t
     assert(n <= MAX_ROWS);
     for (int i = 0; i < n; i++)
         place[i] = clip_text_end(&c->text, ids + (size_t)i * (size_t)len, len);
-    struct tensor h = clip_text_forward(&c->text, r, NULL, ids, n, len, 0);
+    struct tensor h = clip_text_forward(&c->text, r, NULL, ids, n, len, 0, 0);
     gather(r, &end, &h, place);
     op_layer(r, &y, &c->text_projection, &end, false);
     run_drop(r, &h);

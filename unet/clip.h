@@ -4,7 +4,7 @@
  *
  *     source_open(&from, "model/text_encoder", "model", &err);
  *     clip_text_open(&c, dev, &from, &sites, &err);
- *     y = clip_text_forward(c, &run, NULL, ids, 2, 77, 0);        // [2, 77, width]
+ *     y = clip_text_forward(c, &run, NULL, ids, 2, 77, 0, 0);       // [2, 77, width]
  *
  * Both together place pictures and texts in one space: see scorer.h. Token ids come from prompt.h;
  * weights on words are the caller's.
@@ -47,9 +47,10 @@ void clip_text_close(struct clip_text *c);
 
 /* ids [n, len], len <= positions. The last hidden state after the final norm, [n, len, width].
  * skip: how many of the last blocks are left out (A1111's clip skip is this plus 1). Where an id is
- * negative the token's embedding is that vector of `words`; NULL: there are none. */
+ * negative the token's embedding is that vector of `words`; NULL: there are none. layer: for which of the
+ * UNet's cross attentions, where that makes a difference (words_layers), else any. */
 struct tensor clip_text_forward(const struct clip_text *c, struct run *r, const struct words *words,
-                                const int32_t *ids, int n, int len, int skip);
+                                const int32_t *ids, int n, int len, int skip, int layer);
 /* Place of a row's end token, where the pooled output is read. */
 int clip_text_end(const struct clip_text *c, const int32_t *ids, int len);
 

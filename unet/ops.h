@@ -8,9 +8,9 @@
  *     struct run r;
  *     run_init(&r, dev);
  *     run_measure(&r);                  // the same calls, but only sizes and FLOPs are counted
- *     y = unet_forward(&u, &r, &x, t, &text);
+ *     y = unet_forward(u, &r, &x, t, &text, NULL);
  *     run_commit(&r, &err);             // takes the arena in one piece
- *     y = unet_forward(&u, &r, &x, t, &text);
+ *     y = unet_forward(u, &r, &x, t, &text, NULL);
  *     run_check(&r, &err);
  *     run_reset(&r);                    // the arena is empty again, and stays
  *     run_release(&r);

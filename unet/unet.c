@@ -52,7 +52,7 @@ static void attend(const struct unet_attention *a, struct run *r, struct tensor 
 }
 
 static void block_forward(const struct unet_block *b, struct run *r, struct tensor *x,
-                          const struct tensor *text)
+                          const struct unet_text *text)
 {
     unsigned mark = run_mark(r);
     struct tensor h = run_like(r, x);
@@ -60,7 +60,7 @@ static void block_forward(const struct unet_block *b, struct run *r, struct tens
     op_layer_norm(r, &h, &b->norm1, x);
     attend(&b->attn1, r, x, &h, &h);
     op_layer_norm(r, &h, &b->norm2, x);
-    attend(&b->attn2, r, x, &h, text);
+    attend(&b->attn2, r, x, &h, &text->at[text->n > 1 ? b->cross : 0]);
 
     op_layer_norm(r, &h, &b->norm3, x);
     struct tensor g = run_tensor(r, x->n, x->h, x->w, b->ff_out.in);
@@ -74,7 +74,7 @@ static void block_forward(const struct unet_block *b, struct run *r, struct tens
 
 /* x becomes x + transformer(x), in place. */
 static void transformer_forward(const struct unet_transformer *t, struct run *r, struct tensor *x,
-                                const struct tensor *text)
+                                const struct unet_text *text)
 {
     unsigned mark = run_mark(r);
     struct tensor h = run_tensor(r, x->n, x->h, x->w, t->in.out);
@@ -110,7 +110,7 @@ struct skips {
 };
 
 static void down_level(const struct unet_level *l, struct run *r, struct tensor *h,
-                       struct skips *skips, const struct tensor *time, const struct tensor *text)
+                       struct skips *skips, const struct tensor *time, const struct unet_text *text)
 {
     for (int j = 0; j < l->n; j++) {
         *h = resnet_forward(&l->resnet[j], r, h, time);
@@ -121,7 +121,7 @@ static void down_level(const struct unet_level *l, struct run *r, struct tensor 
 }
 
 static void up_level(const struct unet_level *l, struct run *r, struct tensor *h,
-                     struct skips *skips, const struct tensor *time, const struct tensor *text)
+                     struct skips *skips, const struct tensor *time, const struct unet_text *text)
 {
     for (int j = 0; j < l->n; j++) {
         up_resnet(&l->resnet[j], r, h, &skips->at[--skips->n], time);
@@ -136,7 +136,7 @@ static void up_level(const struct unet_level *l, struct run *r, struct tensor *h
 
 /* From below the first level to above the last. */
 static void deep_levels(const struct unet *u, struct run *r, struct tensor *h, struct skips *skips,
-                        const struct tensor *time, const struct tensor *text)
+                        const struct tensor *time, const struct unet_text *text)
 {
     for (int i = 0; i < u->levels; i++) {
         if (i > 0)
@@ -169,7 +169,8 @@ static struct tensor reused(const struct unet *u, struct run *r, const struct te
 }
 
 struct tensor unet_forward(const struct unet *u, struct run *r, const struct tensor *x,
-                           const double *t, const struct tensor *text, const struct unet_deep *deep)
+                           const double *t, const struct unet_text *text,
+                           const struct unet_deep *deep)
 {
     struct tensor time = time_embedding(u, r, t, x->n);
     struct tensor h = layer_forward(&u->conv_in, r, x);

@@ -4,7 +4,8 @@
  *     struct unet *u;
  *     source_open(&from, "model/unet", "diffusion_pytorch_model", &err);
  *     unet_open(&u, dev, &from, &sites, &err);
- *     y = unet_forward(u, &run, &x, t, &text);     // x, y [n, h*w, 4], text [n, tokens, 768]
+ *     struct unet_text text = {&hidden, 1};                // [n, tokens, 768]
+ *     y = unet_forward(u, &run, &x, t, &text, NULL);       // x, y [n, h*w, 4]
  *
  * Reads: conv_in, down blocks (each result also kept as a skip), the middle, up blocks (each takes
  * skips back), conv_out. Blocks with attention look at the text after every resnet.
@@ -28,6 +29,8 @@ struct unet_block {
     struct norm norm1, norm2, norm3;
     struct unet_attention attn1, attn2;
     struct layer ff_in, ff_out; /* ff.net.0.proj (GEGLU), ff.net.2 */
+    int cross; /* which of the UNet's cross attentions attn2 is: on the way down, in the
+                                   middle, on the way up, counted from 0 */
 };
 
 /* Transformer2DModel: y = x + proj_out(blocks(proj_in(norm x))). */
@@ -56,6 +59,7 @@ struct unet {
     int blocks[UNET_MAX_LEVELS]; /* transformer_layers_per_block */
     bool down_attends[UNET_MAX_LEVELS], up_attends[UNET_MAX_LEVELS];
     int text_width; /* cross_attention_dim */
+    int n_cross;    /* cross attentions */
     int time_width;
     int groups;
     float eps;
@@ -90,10 +94,16 @@ struct unet_deep {
 /* 0: a UNet of one level, which has none. */
 int unet_deep_channels(const struct unet *u);
 
-/* One pass. x [n, h*w, in_channels], t[n] the timestep of each row, text [n, tokens, text_width]. deep may be
- * NULL. Any h and w of at least 1. The result is [n, h*w, out_channels]. */
+/* What the rows look at: at[n], each [rows, tokens, text_width]; n is 1, or n_cross: one for each cross
+ * attention. */
+struct unet_text {
+    const struct tensor *at;
+    int n;
+};
+
+/* One pass. x [n, h*w, in_channels], t[n] the timestep of each row. deep may be NULL. Any h and w of at least 1. The result is [n, h*w, out_channels]. */
 struct tensor unet_forward(const struct unet *u, struct run *r, const struct tensor *x,
-                           const double *t, const struct tensor *text,
+                           const double *t, const struct unet_text *text,
                            const struct unet_deep *deep);
 
 #endif

@@ -151,7 +151,7 @@ static void projection_load(struct layer *l, struct loader *ld, const struct une
         loader_conv(ld, l, name, width, width, 1, 1);
 }
 
-static void transformer_load(struct unet_transformer *t, struct loader *ld, const struct unet *u,
+static void transformer_load(struct unet_transformer *t, struct loader *ld, struct unet *u,
                              int level)
 {
     int width = u->width[level];
@@ -167,13 +167,14 @@ static void transformer_load(struct unet_transformer *t, struct loader *ld, cons
     for (int i = 0; i < t->n_block; i++) {
         loader_enter(ld, "transformer_blocks.%d", i);
         block_load(&t->block[i], ld, width, u->text_width, u->heads[level]);
+        t->block[i].cross = u->n_cross++;
         loader_leave(ld);
     }
     projection_load(&t->out, ld, u, "proj_out", width);
 }
 
 /* resnets.j and, where the level attends, attentions.j. */
-static void pair_load(struct unet_level *l, struct loader *ld, const struct unet *u, int j, int in,
+static void pair_load(struct unet_level *l, struct loader *ld, struct unet *u, int j, int in,
                       int level)
 {
     loader_enter(ld, "resnets.%d", j);

@@ -14,8 +14,9 @@ struct word {
     size_t n_name;
     struct tokens tokens; /* of the name */
     size_t first;         /* of its vectors */
-    int n;
-    bool odd; /* begins or ends with a sign */
+    int n;                /* places */
+    int layers;           /* vectors, of a word of one place, or 1 */
+    bool odd;             /* begins or ends with a sign */
     bool used;
 };
 
@@ -75,10 +76,11 @@ static int read_name(struct word *p, const struct tokenizer *t, const char *name
     return 0;
 }
 
-/* Adds a word of n vectors that are already there, or that is refused. */
-static int add(struct words *w, const char *name, int n, const char *why, struct err *err)
+/* Adds a word of n places whose vectors are already there, or that is refused. */
+static int add(struct words *w, const char *name, int n, int layers, const char *why,
+               struct err *err)
 {
-    struct word new = {.first = w->n_vec, .n = n};
+    struct word new = {.first = w->n_vec, .n = n, .layers = layers};
     if (words_find(w, name) >= 0)
         return err_set(err, ERR_ARG, "two embeddings are called '%.100s'", name);
     struct word *p = realloc(w->word, ((size_t)w->n + 1) * sizeof *p);
@@ -93,12 +95,13 @@ static int add(struct words *w, const char *name, int n, const char *why, struct
         return rc;
     }
     p[w->n++] = new;
-    w->n_vec += (size_t)n;
+    w->n_vec += (size_t)n * (size_t)layers;
     return 0;
 }
 
-int words_add(struct words *w, const char *name, const float *vec, int n, int width,
-              struct err *err)
+/* n vectors for n places, or for one where they are a layer's each. */
+static int add_vectors(struct words *w, const char *name, const float *vec, int n, int width,
+                       bool layered, struct err *err)
 {
     if (width != w->width)
         return err_set(err, ERR_MISMATCH,
@@ -108,13 +111,31 @@ int words_add(struct words *w, const char *name, const float *vec, int n, int wi
                        name, width, w->width);
     if (n < 1 || w->n_vec + (size_t)n > VECTORS_MAX)
         return err_set(err, ERR_ARG, "the embedding '%.100s' has %d vectors", name, n);
+    for (int i = 0; layered && i < w->n; i++)
+        if (w->word[i].layers > 1 && w->word[i].layers != n)
+            return err_set(err, ERR_MISMATCH,
+                           "the embedding '%.100s' has vectors for %d cross attentions, '%.100s' "
+                           "for %d: they were made for different bases",
+                           name, n, w->word[i].name, w->word[i].layers);
     size_t row = (size_t)w->width, count = (w->n_vec + (size_t)n) * row;
     float *all = realloc(w->vec, count * sizeof *all);
     if (!all)
         return err_nomem(err, count * sizeof *all);
     w->vec = all;
     memcpy(all + w->n_vec * row, vec, (size_t)n * row * sizeof *all);
-    return add(w, name, n, NULL, err);
+    return layered ? add(w, name, 1, n, NULL, err) : add(w, name, n, 1, NULL, err);
+}
+
+int words_add(struct words *w, const char *name, const float *vec, int n, int width,
+              struct err *err)
+{
+    return add_vectors(w, name, vec, n, width, false, err);
+}
+
+int words_add_layered(struct words *w, const char *name, const float *vec, int n_layer, int width,
+                      struct err *err)
+{
+    return add_vectors(w, name, vec, n_layer, width, true, err);
 }
 
 int words_add_refused(struct words *w, const char *name, const char *why, struct err *err)
@@ -122,7 +143,7 @@ int words_add_refused(struct words *w, const char *name, const char *why, struct
     int i = words_find(w, name);
     char *copy = i < 0 ? NULL : strdup(why);
     if (i < 0)
-        return add(w, name, 0, why, err);
+        return add(w, name, 0, 1, why, err);
     if (!copy)
         return err_nomem(err, strlen(why));
     free(w->word[i].why);
@@ -240,8 +261,17 @@ int words_use(struct words *w, int i, int32_t *first, int *n, struct err *err)
     return 0;
 }
 
-const float *words_vector(const struct words *w, int32_t id)
+int words_layers(const struct words *w, int32_t id)
 {
     size_t row = (size_t)(-1 - (int64_t)id);
+    for (int i = 0; w && id < 0 && i < w->n; i++)
+        if (w->word[i].first == row && w->word[i].layers > 1)
+            return w->word[i].layers;
+    return 1;
+}
+
+const float *words_vector(const struct words *w, int32_t id, int layer)
+{
+    size_t row = (size_t)(-1 - (int64_t)id) + (layer < words_layers(w, id) ? (size_t)layer : 0);
     return w && id < 0 && row < w->n_vec ? w->vec + row * (size_t)w->width : NULL;
 }

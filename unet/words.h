@@ -7,7 +7,7 @@
  *     words_new(&w, tokenizer, 768, &err);
  *     words_add(w, "birb-style", vec, 2, 768, &err);
  *     prompt_chunks_make(&c, tokenizer, w, "a (birb-style:1.2) owl", 77, &err);
- *     y = clip_text_forward(clip, &run, w, c.id, c.n_chunk, c.length, 0);
+ *     y = clip_text_forward(clip, &run, w, c.id, c.n_chunk, c.length, 0, 0);
  *
  * A bare name is found as AUTOMATIC1111's web UI finds it: where the text's tokens are the name's, so
  * capitals make no difference; of several the one with most tokens. Names that begin or end with a sign
@@ -31,6 +31,10 @@ void words_free(struct words *w);
 /* Copies vec [n, width]. A width that does not fit and a name that is there already are errors. */
 int words_add(struct words *w, const char *name, const float *vec, int n, int width,
               struct err *err);
+/* A word of one place that is another vector for each of the UNet's cross attentions, vec [n_layer, width]
+ * (Voynov et al. 2023, "P+"; ED-LoRA's). Texts that have it are encoded once for each. */
+int words_add_layered(struct words *w, const char *name, const float *vec, int n_layer, int width,
+                      struct err *err);
 /* A word that is known, but not possible here: prompts that use it are refused with the reason. One that
  * is there already becomes so. */
 int words_add_refused(struct words *w, const char *name, const char *why, struct err *err);
@@ -58,7 +62,9 @@ int words_next(const struct words *w, const char *text, size_t at, size_t n, str
 /* Marks a word as used. *first gets the id of its first place; the others count down from there. *n gets
  * how many. */
 int words_use(struct words *w, int i, int32_t *first, int *n, struct err *err);
-/* The vector [width] of a negative id, or NULL when there is none. */
-const float *words_vector(const struct words *w, int32_t id);
+/* The vector [width] of a negative id for a cross attention counted from 0, or NULL when there is none. */
+const float *words_vector(const struct words *w, int32_t id, int layer);
+/* For how many cross attentions an id has vectors of their own; 1: it is the same for all. */
+int words_layers(const struct words *w, int32_t id);
 
 #endif

@@ -2,14 +2,18 @@
 
     python tests/golden/words.py
 
-(torch 2.15, transformers 5.24) writes tests/golden/data/words.safetensors, read by tests/test_words.c:
+(torch 2.15, transformers 5.24, diffusers 0.42.1) writes tests/golden/data/words.safetensors, read by tests/test_words.c:
 for each model and prompt the token ids, found as A1111 finds embeddings in a prompt (longest name first,
 by tokens), a word's places being -1 - (row of its first vector), -2 - …; and the last hidden states with
 the input embeddings there replaced by the vectors.
+
+"layered.": a word of ED-LoRA's kind (torch_adapters.py's <c1>) in the first model: the states of a prompt for
+each of the UNet's 16 cross attentions, and the UNet's output where each looks at its own.
 """
 import os
 
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -40,6 +44,39 @@ def ids_of(tokenizer, text, length):
     return out + [tokenizer.pad_token_id] * (length - len(out))
 
 
+def in_order(name):
+    return ["down", "mid_", "up_b"].index(name[:4]), name
+
+
+@torch.no_grad()
+def layered():
+    dir_ = HERE + "tiny-sd1/"
+    model = CLIPTextModel.from_pretrained(dir_ + "text_encoder", dtype=torch.float32).eval()
+    unet = UNet2DConditionModel.from_pretrained(dir_ + "unet", torch_dtype=torch.float32).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(dir_ + "tokenizer")
+    vec = torch.load(HERE + "torch/ed_lora.pth")["params"]["new_concept_embedding"]["<c1>"]
+    before, after = (tokenizer(s, add_special_tokens=False)["input_ids"] for s in ("a red", "and a key"))
+    ids = [tokenizer.bos_token_id] + before + [-1] + after + [tokenizer.eos_token_id]
+    ids = torch.tensor([ids + [tokenizer.pad_token_id] * (model.config.max_position_embeddings - len(ids))])
+    table = next(m for n, m in model.named_modules() if n.endswith("token_embedding"))
+    hidden = []
+    for v in vec:
+        hook = table.register_forward_hook(
+            lambda module, args, x, v=v: torch.where((ids < 0)[..., None], v, x))
+        hidden.append(model(ids.clamp(min=0)).last_hidden_state)
+        hook.remove()
+    names = sorted((n for n, _ in unet.named_modules() if n.endswith("attn2")), key=in_order)
+    assert len(names) == len(vec) == 16
+    for n, h in zip(names, hidden):
+        unet.get_submodule(n).register_forward_pre_hook(
+            lambda module, args, kwargs, h=h: (args, kwargs | {"encoder_hidden_states": h}),
+            with_kwargs=True)
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(12))
+    y = unet(x, 321, torch.zeros_like(hidden[0])).sample
+    return {"layered.ids": ids.int(), "layered.vec": vec, "layered.hidden": torch.cat(hidden),
+            "layered.x": x.permute(0, 2, 3, 1), "layered.y": y.permute(0, 2, 3, 1)}
+
+
 @torch.no_grad()
 def main():
     out = {}
@@ -64,6 +101,7 @@ def main():
         hook.remove()
         assert not torch.allclose(hidden[0], model(ids.clamp(min=0)).last_hidden_state[0])
         out |= {name + ".vec": vec, name + ".ids": ids.int(), name + ".hidden": hidden}
+    out |= layered()
     save_file({k: v.contiguous() for k, v in out.items()}, HERE + "words.safetensors")
 
 
