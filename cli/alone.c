@@ -101,7 +101,6 @@ int alone_open(struct alone *a, const struct repo_adapter *adapter, struct pictu
     rc = rc < 0 ? rc : request_add_adapter(&m->r, adapter->id, err);
     rc = rc < 0 ? rc : making_load(m, err);
     rc = rc < 0 ? rc : making_picture(m, p, err);
-    rc = rc < 0 ? rc : generator_open(&m->g, m->model, m->use, m->r.n_adapter, NULL, false, err);
     free(text);
     return rc;
 }

@@ -25,6 +25,7 @@ struct compare {
     char *title;           /* of the sheet; owned */
     struct image *picture; /* [rows, columns] */
     int w, h;
+    int hand; /* pictures made at once */
 };
 
 static void make_options(struct option *o, void *target)
@@ -73,10 +74,20 @@ static int read_axes(struct compare *c, struct err *err)
     return axis_read_values(y, "seed", c->seeds, err);
 }
 
-/* Whether a picture of another value needs no more than another generator. */
-static bool is_light(const struct compare *c, int axis)
+/* Whether a picture of another value needs nothing else loaded. */
+static bool is_light(const struct axis *a)
 {
-    return !strcmp(c->axis[axis].key, "seed") || (axis == 0 && !c->x);
+    static const char *const keys[] = {"seed", "compose", "cfg", "steps", NULL};
+    int i = 0;
+    while (keys[i] && strcmp(keys[i], a->key))
+        i++;
+    return keys[i];
+}
+
+/* Whether all cells use what is loaded for the sheet. */
+static bool is_loaded_once(const struct compare *c)
+{
+    return is_light(&c->axis[0]) && is_light(&c->axis[1]);
 }
 
 /* ---- pictures -------------------------------------------------------------------------------- */
@@ -136,31 +147,23 @@ static char *title(const struct making *m)
     return NULL;
 }
 
-static int open_generator(struct making *m, struct err *err)
+/* The strategy of a cell, as long as the sheet is in the making. */
+static void set_strategy(const struct compare *c, int i, int j, struct picture *p)
 {
-    bool none = m->r.compose && !strcmp(m->r.compose, "none");
-    generator_close(m->g);
-    m->g = NULL;
-    return generator_open(&m->g, m->model, m->use, none ? 0 : m->r.n_adapter,
-                          none ? NULL : m->r.compose, m->r.fold, err);
+    const int at[2] = {j, i};
+    for (int k = 0; k < 2; k++)
+        if (!strcmp(c->axis[k].key, "compose"))
+            p->compose = c->axis[k].value[at[k]];
+    if (p->compose && !strcmp(p->compose, "none")) {
+        p->compose = NULL;
+        p->n_use = 0;
+    }
 }
 
-/* Whether all cells use what is loaded for the sheet. */
-static bool is_loaded_once(const struct compare *c)
-{
-    return is_light(c, 0) && is_light(c, 1);
-}
-
-/* The generator of a cell; within a column whose rows are seeds it stays. */
 static int open_cell(struct compare *c, int i, int j, struct picture *p, struct err *err)
 {
     struct making *m = &c->m;
     int rc;
-    if (i && is_light(c, 1)) {
-        rc = axis_set(&m->r, &c->axis[1], i, err);
-        p->seed = m->r.seed;
-        return rc;
-    }
     if (is_loaded_once(c)) {
         rc = axis_set(&m->r, &c->axis[0], j, err);
         rc = rc < 0 ? rc : axis_set(&m->r, &c->axis[1], i, err);
@@ -169,20 +172,24 @@ static int open_cell(struct compare *c, int i, int j, struct picture *p, struct 
         rc = rc < 0 ? rc : making_load(m, err);
     }
     rc = rc < 0 ? rc : making_picture(m, p, err);
-    return rc < 0 ? rc : open_generator(m, err);
+    if (rc == 0)
+        set_strategy(c, i, j, p);
+    c->w = m->r.size[0];
+    c->h = m->r.size[1];
+    return rc;
 }
 
-static void report(const struct compare *c, int i, int j, double seconds)
+static void report(const struct compare *c, int i, int j, const struct picture *p, int passes,
+                   double seconds)
 {
     if (!c->json)
         return;
     const struct axis *x = &c->axis[0], *y = &c->axis[1];
-    const struct request *r = &c->m.r;
-    json_line(json_pack("{s:s, s:I, s:o, s:o, s:f, s:i}", "compose",
-                        r->compose ? r->compose : "merge", "seed", (json_int_t)r->seed, "x",
-                        json_pack("{s:o}", x->key, json_text(x->value[j])), "y",
-                        json_pack("{s:o}", y->key, json_text(y->value[i])), "seconds", seconds,
-                        "passes", c->m.cost.passes));
+    const char *none = p->n_use < c->m.r.n_adapter ? "none" : "merge";
+    json_line(json_pack(
+        "{s:s, s:I, s:o, s:o, s:f, s:i}", "compose", p->compose ? p->compose : none, "seed",
+        (json_int_t)p->seed, "x", json_pack("{s:o}", x->key, json_text(x->value[j])), "y",
+        json_pack("{s:o}", y->key, json_text(y->value[i])), "seconds", seconds, "passes", passes));
 }
 
 /* Every value of every axis is one that can be used, before the first picture. What is loaded stays where all
@@ -197,45 +204,62 @@ static int check_cells(struct compare *c, struct err *err)
     return rc;
 }
 
-/* Says what the pictures take, and refuses what has no room: all of them by the column that takes most where they
+/* Says what the pictures take, and refuses what has no room: all of them by the one that takes most where they
  * share what is loaded, else each as it comes. */
-static int announce(struct compare *c, struct picture *p, struct err *err)
+static int announce(struct compare *c, struct err *err)
 {
     struct making *m = &c->m;
+    struct picture p;
     struct cost cost;
     double flops = -1;
-    int most = 0, rc = 0;
-    for (int j = 0; j < c->axis[0].n && rc == 0 && is_loaded_once(c); j++) {
-        rc = open_cell(c, 0, j, p, err);
-        rc = rc < 0 ? rc : generator_prepare(m->g, p, &cost, err);
+    int columns = c->axis[0].n, n = columns * c->axis[1].n, most = 0, rc = 0;
+    for (int k = 0; k < n && rc == 0 && is_loaded_once(c); k++) {
+        rc = open_cell(c, k / columns, k % columns, &p, err);
+        rc = rc < 0 ? rc : generator_prepare(m->g, &p, 1, &cost, err);
         if (rc == 0 && cost.flops > flops) {
             flops = cost.flops;
-            most = j;
+            most = k;
         }
     }
-    rc = rc < 0 ? rc : open_cell(c, 0, most, p, err);
-    return rc < 0 ? rc : making_plan(m, p, c->axis[0].n * c->axis[1].n, err);
+    rc = rc < 0 ? rc : open_cell(c, most / columns, most % columns, &p, err);
+    rc = rc < 0 ? rc : making_plan(m, &p, n, err);
+    c->hand = rc < 0 || !is_loaded_once(c) ? 1 : making_hand(m, &p);
+    return rc;
+}
+
+/* Cells [first, first + n) at once, column by column. */
+static int make_some(struct compare *c, int first, int n, struct err *err)
+{
+    struct making *m = &c->m;
+    struct picture p[MAKING_HAND];
+    struct image im[MAKING_HAND] = {{0}};
+    int rows = c->axis[1].n, columns = c->axis[0].n, rc = 0;
+    double began = cli_now();
+    for (int k = 0; k < n && rc == 0; k++)
+        rc = open_cell(c, (first + k) % rows, (first + k) / rows, &p[k], err);
+    if (rc == 0 && !is_loaded_once(c))
+        rc = making_plan(m, p, 0, err);
+    rc = rc < 0 ? rc : making_run(m, p, n, im, err);
+    double seconds = cli_now() - began;
+    for (int k = 0; k < n; k++) {
+        int i = (first + k) % rows, j = (first + k) / rows;
+        c->picture[i * columns + j] = im[k];
+        if (rc == 0)
+            report(c, i, j, &p[k], generator_cost(m->g, k)->passes,
+                   seconds * generator_cost(m->g, k)->flops / m->cost.flops);
+    }
+    return rc;
 }
 
 static int make_all(struct compare *c, struct err *err)
 {
-    struct making *m = &c->m;
-    int columns = c->axis[0].n, rows = c->axis[1].n;
-    struct picture p;
-    c->picture = calloc((size_t)rows * (size_t)columns, sizeof *c->picture);
-    int rc = c->picture ? announce(c, &p, err) : err_nomem(err, sizeof *c->picture);
-    for (int j = 0; j < columns && rc == 0; j++)
-        for (int i = 0; i < rows && rc == 0; i++) {
-            double began = cli_now();
-            bool same = !i && !j && !is_loaded_once(c); /* announced */
-            rc = same ? 0 : open_cell(c, i, j, &p, err);
-            rc = rc < 0 || same ? rc : making_plan(m, &p, 0, err);
-            rc = rc < 0 ? rc : making_run(m, &p, &c->picture[i * columns + j], err);
-            if (rc == 0)
-                report(c, i, j, cli_now() - began);
-            c->w = p.w;
-            c->h = p.h;
-        }
+    int n = c->axis[0].n * c->axis[1].n;
+    c->picture = calloc((size_t)n, sizeof *c->picture);
+    int rc = c->picture ? announce(c, err) : err_nomem(err, sizeof *c->picture);
+    for (int i = 0, k; i < n && rc == 0; i += k) {
+        k = n - i < c->hand ? n - i : c->hand;
+        rc = make_some(c, i, k, err);
+    }
     return rc;
 }
 

@@ -5,9 +5,8 @@
  *     rc = making_parse(&m, o, argc, argv, &err);  // all of m.r
  *     rc = rc < 0 ? rc : making_load(&m, &err);
  *     rc = rc < 0 ? rc : making_picture(&m, &p, &err);
- *     rc = rc < 0 ? rc : generator_open(&m.g, m.model, m.use, m.r.n_adapter, m.r.compose, m.r.fold, &err);
- *     rc = rc < 0 ? rc : making_plan(&m, &p, &err);
- *     rc = rc < 0 ? rc : making_run(&m, &p, &image, &err);
+ *     rc = rc < 0 ? rc : making_plan(&m, &p, 1, &err);
+ *     rc = rc < 0 ? rc : making_run(&m, &p, 1, &image, &err);
  *     making_release(&m);
  *
  * Fill with zero before making_options.
@@ -41,7 +40,7 @@ struct making {
     struct adapter_file **file; /* [r.n_adapter] */
     struct adapter **adapter;
     struct use *use;
-    struct generator *g; /* the command opens it */
+    struct generator *g;
     struct prompt prompt, negative;
     struct words *words;
     struct image init;
@@ -73,11 +72,14 @@ int making_model(struct making *m, struct err *err);
 int making_load(struct making *m, struct err *err);
 /* The request as the generator takes it; its size becomes known. */
 int making_picture(struct making *m, struct picture *p, struct err *err);
-/* Once m->g is open: plans p (m->cost), says on stderr what it will take, and refuses what has no room.
- * n_picture: how many such pictures there will be; 0: says nothing. */
+/* Plans p (m->cost), says on stderr what it will take, and refuses what has no room. n_picture: how many such
+ * pictures there will be; 0: says nothing. */
 int making_plan(struct making *m, const struct picture *p, int n_picture, struct err *err);
-/* One planned picture, with a progress bar. ERR_STOPPED after Ctrl-C. Release im. */
-int making_run(struct making *m, const struct picture *p, struct image *im, struct err *err);
+enum { MAKING_HAND = 8 };
+/* How many pictures like p, which was planned, are best made at once: 1 to MAKING_HAND. */
+int making_hand(const struct making *m, const struct picture *p);
+/* n pictures at once, with a progress bar. ERR_STOPPED after Ctrl-C. Release im[n]. */
+int making_run(struct making *m, const struct picture *p, int n, struct image *im, struct err *err);
 /* Whether a picture could be written there at the end. */
 int making_can_write(const struct making *m, const char *path, struct err *err);
 /* A PNG that remembers m->r. */

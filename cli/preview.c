@@ -65,7 +65,7 @@ static int make(struct preview *c, const struct repo_adapter *a, struct image *i
     struct picture p;
     int rc = alone_open(&c->a, a, &p, err);
     rc = rc < 0 ? rc : making_plan(&c->a.m, &p, c->made ? 0 : c->id.n, err);
-    return rc < 0 ? rc : making_run(&c->a.m, &p, im, err);
+    return rc < 0 ? rc : making_run(&c->a.m, &p, 1, im, err);
 }
 
 static int keep(struct preview *c, const char *path, const struct image *im, struct err *err)

@@ -44,9 +44,9 @@ static int measure(struct profile *c)
 {
     struct curves *v = &c->curves[c->at];
     const int *size = c->a.m.r.size;
-    int f = c->a.m.model->vae->factor, rc = generator_look(c->a.m.g, c->err);
+    int f = c->a.m.model->vae->factor, rc = generator_look(c->a.m.g, 0, c->err);
     size_t n;
-    const float *x = generator_latent(c->a.m.g, &n);
+    const float *x = generator_latent(c->a.m.g, 0, &n);
     if (v->n == v->room) {
         int room = v->room ? 2 * v->room : 64;
         double *more = realloc(v->high, (size_t)room * N_CUTS * sizeof *more);

@@ -85,18 +85,17 @@ static json_t *embedding_report(const struct request_embedding *e)
     return json_pack("{s:s?, s:s, s:s}", "name", e->name, "file", e->path, "id", id);
 }
 
-static void report(const struct render *d, const char *path, double seconds)
+static void report(const struct render *d, const char *path, int passes, double seconds)
 {
     if (!d->json) {
         printf("%s  %dx%d  seed %llu  %d steps  %d passes  %.1f s\n", path, d->m.r.size[0],
-               d->m.r.size[1], (unsigned long long)d->m.r.seed, d->m.r.steps, d->m.cost.passes,
-               seconds);
+               d->m.r.size[1], (unsigned long long)d->m.r.seed, d->m.r.steps, passes, seconds);
         return;
     }
     json_t *list = json_array(),
            *root = json_pack("{s:s, s:I, s:f, s:i, s:i, s:s}", "file", path, "seed",
                              (json_int_t)d->m.r.seed, "seconds", seconds, "steps", d->m.r.steps,
-                             "passes", d->m.cost.passes, "model", d->m.model->dir);
+                             "passes", passes, "model", d->m.model->dir);
     for (int i = 0; i < d->m.r.n_adapter; i++)
         json_array_append_new(list, adapter_report(d, i));
     json_object_set_new(root, "adapters", list);
@@ -111,17 +110,35 @@ static void report(const struct render *d, const char *path, double seconds)
     json_decref(root);
 }
 
-static int one_picture(struct render *d, const struct picture *p, struct err *err)
+static int write_picture(struct render *d, const struct image *im, int passes, double seconds,
+                         struct err *err)
 {
-    struct image im = {0};
-    double began = cli_now();
-    char *path = output_path(d, p->seed);
-    int rc = path ? making_run(&d->m, p, &im, err) : err_nomem(err, 64);
-    rc = rc < 0 ? rc : making_write(&d->m, path, &im, err);
+    char *path = output_path(d, d->m.r.seed);
+    int rc = path ? making_write(&d->m, path, im, err) : err_nomem(err, 64);
     if (rc == 0)
-        report(d, path, cli_now() - began);
-    image_release(&im);
+        report(d, path, passes, seconds);
     free(path);
+    return rc;
+}
+
+/* n pictures at once, with seeds from first's up. */
+static int make_some(struct render *d, const struct picture *first, int n, struct err *err)
+{
+    struct picture p[MAKING_HAND];
+    struct image im[MAKING_HAND] = {{0}};
+    double began = cli_now();
+    for (int i = 0; i < n; i++) {
+        p[i] = *first;
+        p[i].seed += (uint64_t)i;
+    }
+    int rc = making_run(&d->m, p, n, im, err);
+    double seconds = (cli_now() - began) / n;
+    for (int i = 0; i < n && rc == 0; i++) {
+        d->m.r.seed = p[i].seed;
+        rc = write_picture(d, &im[i], generator_cost(d->m.g, i)->passes, seconds, err);
+    }
+    for (int i = 0; i < n; i++)
+        image_release(&im[i]);
     return rc;
 }
 
@@ -153,14 +170,12 @@ static int make_all(struct render *d, struct err *err)
     struct picture p;
     int rc = making_picture(m, &p, err);
     rc = rc < 0 ? rc : check_outputs(d, p.seed, err);
-    rc = rc < 0 ? rc
-                : generator_open(&m->g, m->model, m->use, m->r.n_adapter, m->r.compose, m->r.fold,
-                                 err);
     rc = rc < 0 ? rc : making_plan(m, &p, d->count, err);
-    for (int i = 0; i < d->count && rc == 0; i++) {
-        m->r.seed = p.seed;
-        rc = one_picture(d, &p, err);
-        p.seed++;
+    for (int done = 0, hand = rc < 0 ? 1 : making_hand(m, &p), n; done < d->count && rc == 0;
+         done += n) {
+        n = d->count - done < hand ? d->count - done : hand;
+        rc = make_some(d, &p, n, err);
+        p.seed += (uint64_t)n;
     }
     d->seed = p.seed;
     return rc;

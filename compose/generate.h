@@ -1,17 +1,19 @@
-/* generate.h: from a request to a picture: the denoise loop.
+/* generate.h: from requests to pictures: the denoise loop.
  *
  *     struct generator *g;
- *     generator_open(&g, model, uses, n_use, "merge", false, &err);
- *     struct picture p;
- *     picture_init(&p, model);
- *     p.prompt = &prompt;
- *     generator_prepare(g, &p, &cost, &err);         // nothing is computed yet
- *     generator_run(g, &image, progress, user, &err);
+ *     generator_open(&g, model, &err);
+ *     struct picture p[2];
+ *     picture_init(&p[0], model);
+ *     p[0].prompt = &prompt;
+ *     …
+ *     generator_prepare(g, p, 2, &cost, &err);       // nothing is computed yet
+ *     generator_run(g, image, progress, user, &err); // image[2]
  *     generator_close(g);
  *
- * A generator keeps the model warm: memory, packed weights and folded weights stay from picture to
- * picture. Pixels depend only on the picture and the adapters in use, not on threads or on what was
- * made before.
+ * Several pictures are made together, whatever their prompts, strategies, samplers and sizes: rows that fit
+ * run in one batch. A generator keeps the model warm: memory, packed weights and folded weights stay from
+ * picture to picture. Pixels depend only on the picture, not on threads, on what is made beside it or on what
+ * was made before.
  */
 #ifndef WEFT_GENERATE_H
 #define WEFT_GENERATE_H
@@ -48,6 +50,13 @@ struct picture {
     const struct image *init; /* start from this picture, w x h, or NULL */
     double denoise;           /* with init: above 0, up to 1: how much of it is made anew */
     int tile;                 /* decode in squares of so many latent places; 0: whole */
+    const struct use *use;    /* the adapters, kept until generator_run returns */
+    int n_use;
+    const char *
+        compose; /* how they share the picture, as compose.h reads it; NULL: "merge"; kept as long */
+    /* Add the adapters to private weights once instead of running them beside the model; only where all act
+     * alike in every pass. Pictures made together share them. */
+    bool fold;
 };
 /* The model's defaults: its own size and sampler, 30 steps, cfg 7, seed 0. */
 void picture_init(struct picture *p, const struct model *m);
@@ -55,7 +64,7 @@ void picture_init(struct picture *p, const struct model *m);
 struct cost {
     int passes;     /* runs of the UNet, one a row of the batch */
     double flops;   /* all of them, with text and autoencoder */
-    size_t bytes;   /* device memory beyond the weights */
+    size_t bytes;   /* device memory beyond the weights, for all pictures made together */
     size_t weights; /* and the weights, packed */
 };
 
@@ -64,22 +73,25 @@ struct cost {
 typedef int generate_progress(void *user, int done, int total);
 
 struct generator;
-/* compose: how several adapters share the picture, as compose.h reads it; NULL: "merge". Model and adapters
- * are kept until generator_close. fold: add the adapters to private weights once instead of running them
- * beside the model; only where all act alike in every pass. */
-int generator_open(struct generator **out, const struct model *m, const struct use *use, int n_use,
-                   const char *compose, bool fold, struct err *err);
+/* model is kept until generator_close. */
+int generator_open(struct generator **out, const struct model *m, struct err *err);
 void generator_close(struct generator *g);
+/* Lets go of pictures and adapters; memory stays. */
+void generator_forget(struct generator *g);
 
-/* Checks the picture, plans it, and says what it will cost. Takes no device memory yet. */
-int generator_prepare(struct generator *g, const struct picture *p, struct cost *cost,
+/* Checks n pictures, plans them, and says what they will cost together. Takes no device memory yet. The
+ * pictures themselves are copied. */
+int generator_prepare(struct generator *g, const struct picture *p, int n, struct cost *cost,
                       struct err *err);
-/* Makes the prepared picture: memory is taken and weights are packed before the first step. im is filled in; release it. */
+/* Of one of the prepared pictures; borrowed until the next generator_prepare. */
+const struct cost *generator_cost(const struct generator *g, int i);
+/* Makes the prepared pictures: memory is taken and weights are packed before the first step. im[n] is filled
+ * in; release them. */
 int generator_run(struct generator *g, struct image *im, generate_progress *progress, void *user,
                   struct err *err);
-/* The latent of the last picture, [h*w, channels], before decoding; borrowed. Within progress, after
+/* The latent of picture i as it came out, [h*w, channels], before decoding; borrowed. Within progress, after
  * generator_look: as it stands. */
-const float *generator_latent(const struct generator *g, size_t *n);
-int generator_look(struct generator *g, struct err *err);
+const float *generator_latent(const struct generator *g, int i, size_t *n);
+int generator_look(struct generator *g, int i, struct err *err);
 
 #endif

@@ -401,11 +401,13 @@ static struct made make(struct fixture *f, const char *compose, int first, int n
     p.negative = &f->negative;
     p.steps = 6;
     p.seed = 3;
-    cr_assert_eq(generator_open(&g, f->m, f->use + first, n, compose, false, &err), 0, "%s",
-                 err.msg);
-    cr_assert_eq(generator_prepare(g, &p, &cost, &err), 0, "%s: %s", compose, err.msg);
+    p.use = f->use + first;
+    p.n_use = n;
+    p.compose = compose;
+    cr_assert_eq(generator_open(&g, f->m, &err), 0, "%s", err.msg);
+    cr_assert_eq(generator_prepare(g, &p, 1, &cost, &err), 0, "%s: %s", compose, err.msg);
     cr_assert_eq(generator_run(g, &im, NULL, NULL, &err), 0, "%s: %s", compose, err.msg);
-    const float *z = generator_latent(g, &out.n);
+    const float *z = generator_latent(g, 0, &out.n);
     out.latent = malloc(out.n * sizeof *z);
     memcpy(out.latent, z, out.n * sizeof *z);
     out.passes = cost.passes;
@@ -474,12 +476,13 @@ Test(compose, batches_change_nothing)
     p.steps = 1;
     p.seed = 3;
     for (int k = 0; k < 6; k++) { /* five alone, then all */
-        cr_assert_eq(generator_open(&g, f.m, k < 5 ? &many[k] : many, k < 5 ? 1 : 5, "composite",
-                                    false, &err),
-                     0);
-        cr_assert_eq(generator_prepare(g, &p, NULL, &err), 0, "%s", err.msg);
+        p.use = k < 5 ? &many[k] : many;
+        p.n_use = k < 5 ? 1 : 5;
+        p.compose = "composite";
+        cr_assert_eq(generator_open(&g, f.m, &err), 0);
+        cr_assert_eq(generator_prepare(g, &p, 1, NULL, &err), 0, "%s", err.msg);
         cr_assert_eq(generator_run(g, &im, NULL, NULL, &err), 0, "%s", err.msg);
-        const float *z = generator_latent(g, &n);
+        const float *z = generator_latent(g, 0, &n);
         if (!sum) {
             sum = calloc(n, sizeof *sum);
             all = calloc(n, sizeof *all);
@@ -496,6 +499,88 @@ Test(compose, batches_change_nothing)
     cr_expect_lt(e, 1e-5, "%g", e);
     free(sum);
     free(all);
+    fixture_close(&f);
+}
+
+/* Pictures made together, as different as they come: strategies, adapters, prompts of one chunk and two,
+ * samplers with one evaluation a step and two, sizes, guidance or none, lengths. */
+enum { TOGETHER = 10 };
+static const struct {
+    const char *compose, *prompt, *sampler;
+    int first, n, steps, w;
+    double cfg;
+} together[TOGETHER] = {
+    {"merge", "an owl", NULL, 0, 3, 6, 64, 7},
+    {"merge", "an owl", NULL, 0, 3, 6, 64, 7}, /* another seed */
+    {"switch:tau=2", "an owl", NULL, 0, 3, 6, 64, 7},
+    {"composite:deepcache=2", "an owl", "euler", 0, 3, 5, 64, 7},
+    {"cmlora", "an owl AND a castle:0.5", NULL, 1, 2, 6, 64, 3},
+    {"wswitch", "an owl", "heun", 0, 2, 4, 64, 7},
+    {NULL, "a red owl", "euler_a", 0, 0, 7, 64, 1},
+    {"merge:uncond=base", "an owl BREAK a castle", NULL, 0, 2, 3, 64, 7},
+    {"composite", "an [owl:castle:2]", NULL, 2, 1, 6, 96, 7},
+    {"merge:mode=blend", "a castle", "dpmpp_2m", 0, 3, 6, 96, 7},
+};
+
+static void compare_together(struct fixture *f, const struct picture *p)
+{
+    struct generator *g, *alone;
+    struct image im[TOGETHER], one;
+    struct err err;
+    struct cost all, cost;
+    int passes = 0;
+    double flops = 0;
+    cr_assert_eq(generator_open(&g, f->m, &err), 0);
+    cr_assert_eq(generator_open(&alone, f->m, &err), 0);
+    cr_assert_eq(generator_prepare(g, p, TOGETHER, &all, &err), 0, "%s", err.msg);
+    cr_assert_eq(generator_run(g, im, NULL, NULL, &err), 0, "%s", err.msg);
+    for (int i = 0; i < TOGETHER; i++) {
+        size_t n, m;
+        cr_assert_eq(generator_prepare(alone, &p[i], 1, &cost, &err), 0, "%s", err.msg);
+        cr_assert_eq(generator_run(alone, &one, NULL, NULL, &err), 0, "%s", err.msg);
+        const float *x = generator_latent(alone, 0, &n), *y = generator_latent(g, i, &m);
+        cr_expect(n == m && !memcmp(x, y, n * sizeof *x), "%d: %s is another picture", i,
+                  together[i].compose);
+        cr_expect(one.w == im[i].w && one.h == im[i].h &&
+                  !memcmp(one.rgb, im[i].rgb, (size_t)one.w * (size_t)one.h * 3));
+        cr_expect_eq(generator_cost(g, i)->passes, cost.passes);
+        cr_expect_eq(generator_cost(g, i)->flops, cost.flops);
+        passes += cost.passes;
+        flops += cost.flops;
+        image_release(&one);
+        image_release(&im[i]);
+    }
+    cr_expect_eq(all.passes, passes);
+    cr_expect_float_eq(all.flops / flops, 1, 1e-12);
+    generator_close(g);
+    generator_close(alone);
+}
+
+Test(compose, pictures_made_together_are_those_made_alone)
+{
+    struct fixture f;
+    struct prompt prompt[TOGETHER];
+    struct picture p[TOGETHER];
+    struct err err;
+    fixture_open(&f, "an owl");
+    for (int i = 0; i < TOGETHER; i++) {
+        cr_assert_eq(prompt_read(&prompt[i], together[i].prompt, &err), 0, "%s", err.msg);
+        picture_init(&p[i], f.m);
+        p[i].prompt = &prompt[i];
+        p[i].negative = &f.negative;
+        p[i].seed = 3 + (uint64_t)i;
+        p[i].use = f.use + together[i].first;
+        p[i].n_use = together[i].n;
+        p[i].compose = together[i].compose;
+        p[i].sampler = together[i].sampler;
+        p[i].steps = together[i].steps;
+        p[i].w = together[i].w;
+        p[i].cfg = together[i].cfg;
+        p[i].eta = i == 2 ? .5 : 0;
+    }
+    compare_together(&f, p);
+    for (int i = 0; i < TOGETHER; i++)
+        prompt_release(&prompt[i]);
     fixture_close(&f);
 }
 

@@ -236,11 +236,11 @@ static void check_picture(struct golden *g, const char *name, const struct image
     p.seed = 7;
     p.init = init;
     p.denoise = 0.6;
-    cr_assert_eq(generator_open(&gen, g->m, NULL, 0, NULL, false, &err), 0, "%s", err.msg);
-    cr_assert_eq(generator_prepare(gen, &p, NULL, &err), 0, "%s: %s", name, err.msg);
+    cr_assert_eq(generator_open(&gen, g->m, &err), 0, "%s", err.msg);
+    cr_assert_eq(generator_prepare(gen, &p, 1, NULL, &err), 0, "%s: %s", name, err.msg);
     cr_assert_eq(generator_run(gen, &im, NULL, NULL, &err), 0, "%s: %s", name, err.msg);
     float *want = values(g, name, NULL);
-    const float *got = generator_latent(gen, &n);
+    const float *got = generator_latent(gen, 0, &n);
     double e = test_error(got, want, n);
     figure(g, name, e);
     cr_expect_leq(e, BOUND_LATENT, "%s: %s is off by %.2e", g->dir, name, e);

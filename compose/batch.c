@@ -1,0 +1,209 @@
+#include "batch.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+int batch_room(struct batch *b, int rows, int n_layer, struct err *err)
+{
+    b->todo = calloc((size_t)rows + 1, sizeof *b->todo);
+    b->layer = calloc((size_t)n_layer, sizeof *b->layer);
+    return b->todo && b->layer ? 0 : err_nomem(err, (size_t)rows * sizeof *b->todo);
+}
+
+void batch_release(struct batch *b)
+{
+    free(b->todo);
+    free(b->layer);
+    b->todo = NULL;
+    b->layer = NULL;
+}
+
+/* ---- which rows ------------------------------------------------------------------------------ */
+
+static const struct pass *pass_of(const struct place *p)
+{
+    return &p->turn->a->pass[p->pass];
+}
+
+static bool is_short(const struct place *p)
+{
+    return pass_of(p)->deep == DEEP_REUSE;
+}
+
+/* Whether two rows run the same layers on the same shapes. */
+static bool together(const struct place *a, const struct place *b)
+{
+    const struct conditions *c = a->turn->of->cond, *d = b->turn->of->cond;
+    return is_short(a) == is_short(b) && tensor_same_shape(a->turn->x, b->turn->x) &&
+           c->n_chunk * c->length == d->n_chunk * d->length && c->n_layer == d->n_layer;
+}
+
+static void all_rows(struct batch *b, struct turn *turn, int n)
+{
+    b->n_todo = 0;
+    for (int i = 0; i < n; i++)
+        for (int k = 0, rows = turn[i].of->cond->n_row; k < turn[i].a->n_pass * rows; k++)
+            b->todo[b->n_todo++] = (struct place){&turn[i], k / rows, k % rows};
+}
+
+/* The next rows that go together, into b->at: whole passes first, since short ones may need what they keep.
+ * 0: no more. */
+static int next_rows(struct batch *b)
+{
+    int first = 0, n = 0, rest = 0;
+    if (!b->n_todo)
+        return 0;
+    while (first < b->n_todo && is_short(&b->todo[first]))
+        first++;
+    struct place key = b->todo[first < b->n_todo ? first : 0];
+    for (int i = 0; i < b->n_todo; i++) {
+        if (n < BATCH_ROWS && together(&key, &b->todo[i]))
+            b->at[n++] = b->todo[i];
+        else
+            b->todo[rest++] = b->todo[i];
+    }
+    b->n_todo = rest;
+    return n;
+}
+
+/* ---- adapters -------------------------------------------------------------------------------- */
+
+/* One adapter on the rows [row0, row1): those of the rows before may go on, but never one that acts before
+ * branch `from`, so that each row keeps the order of its own. The next may not act before what is returned. */
+static int add_branch(struct batch *b, struct branch new, int from)
+{
+    struct run *r = b->run;
+    for (int i = from; i < r->n_branch; i++) {
+        struct branch *old = &b->branch[i];
+        if (old->adapter == new.adapter && old->row1 == new.row0 && old->strength == new.strength) {
+            old->row1 = new.row1;
+            return i + 1;
+        }
+    }
+    b->branch[r->n_branch++] = new;
+    return r->n_branch;
+}
+
+/* The adapters of rows [row0, row1) of the batch, which are one half of one pass. */
+static void add_branches(struct batch *b, int row0, int row1)
+{
+    const struct turn *t = b->at[row0].turn;
+    const struct pass *q = pass_of(&b->at[row0]);
+    enum half half = passes_half(t->of, b->at[row0].row);
+    for (int i = q->act0, from = 0; i < q->act0 + q->n_act; i++) {
+        const struct pass_act *act = &t->a->act[i];
+        const struct use *u = &t->of->p->use[act->adapter];
+        if (act->w[half] != 0)
+            from = add_branch(
+                b, (struct branch){u->adapter, row0, row1, (float)(u->unet * act->w[half])}, from);
+    }
+}
+
+static bool same_half(const struct place *a, const struct place *b)
+{
+    return a->turn == b->turn && a->pass == b->pass &&
+           passes_half(a->turn->of, a->row) == passes_half(b->turn->of, b->row);
+}
+
+static void set_branches(struct batch *b, int n)
+{
+    b->run->fold = b->fold;
+    b->run->branch = b->branch;
+    b->run->n_branch = 0;
+    for (int i = 0, k; i < n && !b->fold; i = k) {
+        for (k = i + 1; k < n && same_half(&b->at[i], &b->at[k]); k++)
+            ;
+        add_branches(b, i, k);
+    }
+}
+
+static void no_adapters(struct run *r)
+{
+    r->fold = NULL;
+    r->branch = NULL;
+    r->n_branch = 0;
+}
+
+/* ---- running --------------------------------------------------------------------------------- */
+
+/* Latents and texts of n rows, side by side. */
+static struct tensor bring(struct batch *b, int n)
+{
+    const struct turn *t = b->at[0].turn;
+    const struct conditions *c = t->of->cond;
+    struct run *r = b->run;
+    struct tensor x = run_tensor(r, n, t->x->h, t->x->w, t->x->c);
+    for (int k = 0; k < c->n_layer; k++)
+        b->layer[k] = run_tensor(r, n, c->n_chunk * c->length, 1, b->m->text->tower.width);
+    for (int i = 0; i < n; i++) {
+        const struct place *p = &b->at[i];
+        const struct tensor *text =
+            passes_text(p->turn->of, p->turn->a, p->pass, p->row, p->turn->step);
+        struct tensor to = tensor_rows(&x, i, 1);
+        op_affine(r, &to, p->turn->x, p->turn->in_scale, 0);
+        for (int k = 0; k < c->n_layer; k++) {
+            struct tensor from = tensor_rows(text, k, 1);
+            to = tensor_rows(&b->layer[k], i, 1);
+            op_copy(r, &to, &from);
+        }
+    }
+    return x;
+}
+
+/* Runs the n rows of b->at. */
+static struct tensor run_rows(struct batch *b, int n)
+{
+    struct tensor x = bring(b, n);
+    const struct unet_text text = {b->layer, b->at[0].turn->of->cond->n_layer};
+    const struct unet_deep deep = {.row = b->deep, .reuse = is_short(&b->at[0])};
+    for (int i = 0; i < n; i++) {
+        const struct passes *of = b->at[i].turn->of;
+        const struct pass *q = pass_of(&b->at[i]);
+        memset(&b->deep[i], 0, sizeof b->deep[i]);
+        if (q->deep != DEEP_PLAIN)
+            b->deep[i] = of->deep[q->slot * of->cond->n_row + b->at[i].row];
+        b->t[i] = b->at[i].turn->t;
+    }
+    set_branches(b, n);
+    return unet_forward(b->m->unet, b->run, &x, b->t, &text, &deep);
+}
+
+int batch_measure(struct batch *b, struct turn *turn, int n, bool prepare, size_t *peak,
+                  double *flops, struct err *err)
+{
+    int rc = 0;
+    all_rows(b, turn, n);
+    for (int k; rc == 0 && (k = next_rows(b)) > 0;) {
+        if (prepare)
+            run_prepare(b->run);
+        else
+            run_measure(b->run);
+        run_rows(b, k);
+        *peak = b->run->plan.peak > *peak ? b->run->plan.peak : *peak;
+        *flops += b->run->flops;
+        rc = run_check(b->run, err);
+    }
+    no_adapters(b->run);
+    return rc;
+}
+
+int batch_predict(struct batch *b, struct turn *turn, int n, struct err *err)
+{
+    int rc = 0;
+    all_rows(b, turn, n);
+    for (int k; rc == 0 && (k = next_rows(b)) > 0;) {
+        run_reset(b->run);
+        struct tensor y = run_rows(b, k);
+        for (int i = 0; i < k; i++) {
+            struct turn *t = b->at[i].turn;
+            struct tensor row = tensor_rows(&y, i, 1);
+            const struct tensor *src[2] = {&row, t->mix};
+            double coef[2] = {passes_weight(t->of, t->a, b->at[i].pass, b->at[i].row), 1};
+            op_lincomb(b->run, t->mix, t->begun ? 2 : 1, coef, src, 0);
+            t->begun = true;
+        }
+        rc = run_check(b->run, err);
+    }
+    no_adapters(b->run);
+    return rc;
+}

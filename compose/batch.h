@@ -1,0 +1,59 @@
+/* batch.h: rows of several pictures, run together.
+ *
+ *     struct batch b = {.m = model, .run = &pass};
+ *     batch_room(&b, rows, n_layer, &err);
+ *     struct turn t = {.of = &passes, .a = &action, .x = &latent, .mix = &mix, .t = 801, .in_scale = 1};
+ *     batch_measure(&b, &t, 1, false, &peak, &flops, &err);
+ *     batch_predict(&b, &t, 1, &err);
+ *
+ * Rows that run the same layers on the same shapes stand in one batch, up to BATCH_ROWS of them, whatever
+ * picture, strategy or pass they belong to, each with its own adapters. What comes out of a row does not depend
+ * on the others, and a picture's rows are mixed in their own order, so its pixels do not either.
+ */
+#ifndef WEFT_BATCH_H
+#define WEFT_BATCH_H
+
+#include "passes.h"
+
+enum { BATCH_ROWS = 8 };
+
+/* One picture's evaluation of the model. */
+struct turn {
+    const struct passes *of;
+    const struct action *a;
+    int step;
+    double t, in_scale;
+    const struct tensor *x; /* [1, h*w, c] */
+    struct tensor *mix;     /* becomes the guided mean of what the passes say about x */
+    bool begun;             /* mix holds some of it */
+};
+
+struct place {
+    struct turn *turn;
+    int pass, row;
+};
+
+struct batch {
+    const struct model *m;
+    const struct fold *fold; /* NULL: adapters act beside the weights */
+    struct run *run;
+
+    struct place *todo; /* rows that wait */
+    int n_todo;
+    struct tensor *layer; /* the batch's texts */
+    struct place at[BATCH_ROWS];
+    struct tensor deep[BATCH_ROWS];
+    double t[BATCH_ROWS];
+    struct branch branch[BATCH_ROWS * COMPOSE_MAX_ADAPTERS];
+};
+
+/* rows: of all turns at once, at most; n_layer: of their texts. */
+int batch_room(struct batch *b, int rows, int n_layer, struct err *err);
+void batch_release(struct batch *b);
+/* The same passes without computing: measured, or with prepare made ready. *peak becomes what they take at
+ * most, *flops grows by what they cost. */
+int batch_measure(struct batch *b, struct turn *turn, int n, bool prepare, size_t *peak,
+                  double *flops, struct err *err);
+int batch_predict(struct batch *b, struct turn *turn, int n, struct err *err);
+
+#endif
