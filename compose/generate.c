@@ -257,7 +257,7 @@ static int take_pictures(struct generator *g, const struct picture *p, int n, st
 int generator_prepare(struct generator *g, const struct picture *p, int n, struct cost *cost,
                       struct err *err)
 {
-    struct cost none, *total = cost ? cost : &none;
+    struct cost none = {0}, *total = cost ? cost : &none;
     memset(total, 0, sizeof *total);
     forget_pictures(g);
     g->pass_bytes = 0;

@@ -304,16 +304,32 @@ static int cpu_attention(struct device *dev, struct tensor *o, const struct tens
 
 /* ---- elementwise ----------------------------------------------------------------------------- */
 
+/* What is small stays out of parallel regions: one of another number of threads costs a new team. */
+static bool is_small(size_t n)
+{
+    return n <= CHUNK;
+}
+
+static size_t chunk(size_t i, size_t n)
+{
+    return n - i < CHUNK ? n - i : CHUNK;
+}
+
 static int cpu_activate(struct device *dev, struct tensor *y, const struct tensor *x, enum act act,
                         struct err *err)
 {
     (void)err;
     const struct kernels *k = kernels_of(dev);
     size_t n = tensor_count(x);
-#pragma omp parallel for schedule(static) num_threads(dev->threads) if (n > CHUNK)
+    float *py = y->data;
+    const float *px = x->data;
+    if (is_small(n)) {
+        k->activate(py, px, n, act);
+        return 0;
+    }
+#pragma omp parallel for schedule(static) num_threads(dev->threads)
     for (size_t i = 0; i < n; i += CHUNK)
-        k->activate((float *)y->data + i, (const float *)x->data + i, n - i < CHUNK ? n - i : CHUNK,
-                    act);
+        k->activate(py + i, px + i, chunk(i, n), act);
     return 0;
 }
 
@@ -331,6 +347,15 @@ static int cpu_geglu(struct device *dev, struct tensor *y, const struct tensor *
 
 #define MAX_TERMS 16
 
+static void lincomb_chunk(const struct kernels *k, struct tensor *y, int n, const float *f,
+                          const struct tensor *const *x, float clamp, size_t i)
+{
+    const float *px[MAX_TERMS];
+    for (int j = 0; j < n; j++)
+        px[j] = (const float *)x[j]->data + i;
+    k->lincomb((float *)y->data + i, chunk(i, tensor_count(y)), n, f, px, clamp);
+}
+
 static int cpu_lincomb(struct device *dev, struct tensor *y, int n, const double *coef,
                        const struct tensor *const *x, double clamp, struct err *err)
 {
@@ -341,14 +366,13 @@ static int cpu_lincomb(struct device *dev, struct tensor *y, int n, const double
         return err_set(err, ERR_ARG, "a sum of %d tensors; 1 to %d can be had", n, MAX_TERMS);
     for (int i = 0; i < n; i++)
         f[i] = (float)coef[i];
-#pragma omp parallel for schedule(static) num_threads(dev->threads) if (count > CHUNK)
-    for (size_t i = 0; i < count; i += CHUNK) {
-        const float *px[MAX_TERMS];
-        for (int j = 0; j < n; j++)
-            px[j] = (const float *)x[j]->data + i;
-        k->lincomb((float *)y->data + i, count - i < CHUNK ? count - i : CHUNK, n, f, px,
-                   (float)clamp);
+    if (is_small(count)) {
+        lincomb_chunk(k, y, n, f, x, (float)clamp, 0);
+        return 0;
     }
+#pragma omp parallel for schedule(static) num_threads(dev->threads)
+    for (size_t i = 0; i < count; i += CHUNK)
+        lincomb_chunk(k, y, n, f, x, (float)clamp, i);
     return 0;
 }
 
@@ -358,27 +382,47 @@ static int cpu_affine(struct device *dev, struct tensor *y, const struct tensor 
     (void)err;
     const struct kernels *k = kernels_of(dev);
     size_t n = tensor_count(x);
-#pragma omp parallel for schedule(static) num_threads(dev->threads) if (n > CHUNK)
+    float *py = y->data;
+    const float *px = x->data;
+    if (is_small(n)) {
+        k->affine(py, px, n, (float)a, (float)b);
+        return 0;
+    }
+#pragma omp parallel for schedule(static) num_threads(dev->threads)
     for (size_t i = 0; i < n; i += CHUNK)
-        k->affine((float *)y->data + i, (const float *)x->data + i, n - i < CHUNK ? n - i : CHUNK,
-                  (float)a, (float)b);
+        k->affine(py + i, px + i, chunk(i, n), (float)a, (float)b);
     return 0;
+}
+
+static void gain_row(float *y, const float *h, size_t c, float f, const float *gain,
+                     const float *shift)
+{
+    for (size_t i = 0; i < c; i++)
+        y[i] += f * (gain[i] * h[i] + shift[i]);
 }
 
 static int cpu_gain(struct device *dev, struct tensor *y, const struct tensor *h, double s,
                     const float *gain, const float *shift, struct err *err)
 {
     (void)err;
-    size_t c = (size_t)y->c, rows = tensor_count(y) / c;
-    float f = (float)s;
-#pragma omp parallel for schedule(static) num_threads(dev->threads) if (rows * c > CHUNK)
-    for (size_t r = 0; r < rows; r++) {
-        float *py = (float *)y->data + r * c;
-        const float *ph = (const float *)h->data + r * c;
-        for (size_t i = 0; i < c; i++)
-            py[i] += f * (gain[i] * ph[i] + shift[i]);
+    size_t c = (size_t)y->c, n = tensor_count(y);
+    float *py = y->data;
+    const float *ph = h->data;
+    if (is_small(n)) {
+        for (size_t i = 0; i < n; i += c)
+            gain_row(py + i, ph + i, c, (float)s, gain, shift);
+        return 0;
     }
+#pragma omp parallel for schedule(static) num_threads(dev->threads)
+    for (size_t i = 0; i < n; i += c)
+        gain_row(py + i, ph + i, c, (float)s, gain, shift);
     return 0;
+}
+
+static void concat_row(float *y, const float *a, size_t ca, const float *b, size_t cb, size_t r)
+{
+    memcpy(y + r * (ca + cb), a + r * ca, ca * sizeof *y);
+    memcpy(y + r * (ca + cb) + ca, b + r * cb, cb * sizeof *y);
 }
 
 static int cpu_concat(struct device *dev, struct tensor *y, const struct tensor *a,
@@ -386,12 +430,14 @@ static int cpu_concat(struct device *dev, struct tensor *y, const struct tensor 
 {
     (void)err;
     size_t ca = (size_t)a->c, cb = (size_t)b->c, rows = tensor_count(a) / ca;
-#pragma omp parallel for schedule(static) num_threads(dev->threads) if (rows * (ca + cb) > CHUNK)
-    for (size_t r = 0; r < rows; r++) {
-        float *py = (float *)y->data + r * (ca + cb);
-        memcpy(py, (const float *)a->data + r * ca, ca * sizeof *py);
-        memcpy(py + ca, (const float *)b->data + r * cb, cb * sizeof *py);
+    if (is_small(rows * (ca + cb))) {
+        for (size_t r = 0; r < rows; r++)
+            concat_row(y->data, a->data, ca, b->data, cb, r);
+        return 0;
     }
+#pragma omp parallel for schedule(static) num_threads(dev->threads)
+    for (size_t r = 0; r < rows; r++)
+        concat_row(y->data, a->data, ca, b->data, cb, r);
     return 0;
 }
 
