@@ -1,28 +1,13 @@
 /* How much an adapter changes, block by block. */
 #include "norms.h"
 
+#include "unet/loader.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #define BAR 28
-
-/* The block of a site: "unet.down_blocks.1", "unet.mid_block", "text_encoder", "unet". */
-static void block_of(char *out, size_t size, const char *site)
-{
-    static const char *const numbered[] = {"unet.down_blocks.", "unet.up_blocks."};
-    for (int i = 0; i < 2; i++) {
-        size_t n = strlen(numbered[i]);
-        if (!strncmp(site, numbered[i], n)) {
-            snprintf(out, size, "%.*s", (int)(n + strcspn(site + n, ".")), site);
-            return;
-        }
-    }
-    if (!strncmp(site, "unet.mid_block.", 15))
-        snprintf(out, size, "unet.mid_block");
-    else
-        snprintf(out, size, "%.*s", (int)strcspn(site, "."), site);
-}
 
 int norms_init(struct norms *n, const struct matrices *m)
 {
@@ -32,7 +17,7 @@ int norms_init(struct norms *n, const struct matrices *m)
         char name[32];
         double x = matrix_norm(&m->item[i].m);
         int k = 0;
-        block_of(name, sizeof name, m->item[i].site);
+        site_block(name, sizeof name, m->item[i].site);
         while (k < n->n && strcmp(n->block[k].name, name))
             k++;
         if (k == NORMS_MAX)

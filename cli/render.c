@@ -1,5 +1,5 @@
 /* weft render: a prompt becomes a picture. */
-#include "making.h"
+#include "explain.h"
 
 #include "unet/file.h"
 
@@ -11,7 +11,7 @@ struct render {
     struct making m;
     const char *out;
     int count;
-    bool json;
+    bool json, explain, leave_out;
     uint64_t seed; /* of the next picture */
 };
 
@@ -30,6 +30,14 @@ static void make_options(struct option *o, void *target)
          "what one "
          "line has wrong stops no other",
          0, 0, NULL},
+        {"explain", 0, OPTION_FLAG, &d->explain, NULL,
+         "tell what each adapter did: how large what it added is beside what\nwas there, by block "
+         "and "
+         "step, and draw where, into FILE-influence.png",
+         0, 0, NULL},
+        {"leave-out", 0, OPTION_FLAG, &d->leave_out, NULL,
+         "with --explain: also make the picture without each adapter, and\ntell what that changes",
+         0, 0, NULL},
         {"json", 0, OPTION_FLAG, &d->json, NULL, "one JSON object a picture on stdout", 0, 0, NULL},
         {.name = NULL},
     };
@@ -42,6 +50,8 @@ static int parse(struct render *d, int argc, char **argv, struct err *err)
     make_options(o, d);
     d->count = 1;
     int rc = making_parse(&d->m, o, argc, argv, err);
+    if (rc == 0 && d->leave_out && !d->explain)
+        rc = err_set(err, ERR_ARG, "--leave-out goes with --explain");
     if (rc == 0 && d->m.given.compose.n > 1)
         rc = err_set(err, ERR_ARG, "--compose: one strategy a picture; weft compare shows several");
     if (rc == 0 && d->m.r.seed > (uint64_t)INT64_MAX - (uint64_t)d->count + 1)
@@ -85,11 +95,15 @@ static json_t *embedding_report(const struct request_embedding *e)
     return json_pack("{s:s?, s:s, s:s}", "name", e->name, "file", e->path, "id", id);
 }
 
-static void report(const struct render *d, const char *path, int passes, double seconds)
+/* e: NULL, or the picture's receipt. */
+static void report(const struct render *d, const char *path, int passes, double seconds,
+                   const struct explain *e)
 {
     if (!d->json) {
         printf("%s  %dx%d  seed %llu  %d steps  %d passes  %.1f s\n", path, d->m.r.size[0],
                d->m.r.size[1], (unsigned long long)d->m.r.seed, d->m.r.steps, passes, seconds);
+        if (e)
+            explain_tell(e);
         return;
     }
     json_t *list = json_array(),
@@ -103,6 +117,8 @@ static void report(const struct render *d, const char *path, int passes, double 
     for (int i = 0; i < d->m.r.n_embedding; i++)
         json_array_append_new(list, embedding_report(&d->m.r.embedding[i]));
     json_object_set_new(root, "embeddings", list);
+    if (e)
+        json_object_set_new(root, "influence", explain_json(e));
     char *text = json_dumps(root, JSON_COMPACT);
     puts(text ? text : "{}");
     fflush(stdout);
@@ -116,7 +132,7 @@ static int write_picture(struct render *d, const struct image *im, int passes, d
     char *path = output_path(d, d->m.r.seed);
     int rc = path ? making_write(&d->m, path, im, err) : err_nomem(err, 64);
     if (rc == 0)
-        report(d, path, passes, seconds);
+        report(d, path, passes, seconds, NULL);
     free(path);
     return rc;
 }
@@ -139,6 +155,33 @@ static int make_some(struct render *d, const struct picture *first, int n, struc
     }
     for (int i = 0; i < n; i++)
         image_release(&im[i]);
+    return rc;
+}
+
+/* One picture with its receipt. */
+static int explain_one(struct render *d, const struct picture *first, struct err *err)
+{
+    struct picture p = *first;
+    struct explain e;
+    struct image im = {0};
+    char *path = output_path(d, p.seed);
+    double began = cli_now();
+    int rc = explain_begin(&e, &d->m, &p, err);
+    if (rc == 0 && !path)
+        rc = err_nomem(err, 64);
+    rc = rc < 0 ? rc : making_run(&d->m, &p, 1, &im, err);
+    double seconds = cli_now() - began;
+    int passes = rc < 0 ? 0 : d->m.cost.passes;
+    d->m.r.seed = p.seed;
+    rc = rc < 0 ? rc : making_write(&d->m, path, &im, err);
+    if (rc == 0 && d->leave_out)
+        rc = explain_leave_out(&e, &im, err);
+    rc = rc < 0 ? rc : explain_draw(&e, path, &im, err);
+    if (rc == 0)
+        report(d, path, passes, seconds, &e);
+    explain_end(&e);
+    image_release(&im);
+    free(path);
     return rc;
 }
 
@@ -171,10 +214,10 @@ static int make_all(struct render *d, struct err *err)
     int rc = making_picture(m, &p, err);
     rc = rc < 0 ? rc : check_outputs(d, p.seed, err);
     rc = rc < 0 ? rc : making_plan(m, &p, d->count, err);
-    for (int done = 0, hand = rc < 0 ? 1 : making_hand(m, &p), n; done < d->count && rc == 0;
-         done += n) {
+    for (int done = 0, hand = rc < 0 || d->explain ? 1 : making_hand(m, &p), n;
+         done < d->count && rc == 0; done += n) {
         n = d->count - done < hand ? d->count - done : hand;
-        rc = make_some(d, &p, n, err);
+        rc = d->explain ? explain_one(d, &p, err) : make_some(d, &p, n, err);
         p.seed += (uint64_t)n;
     }
     d->seed = p.seed;

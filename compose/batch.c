@@ -1,5 +1,7 @@
 #include "batch.h"
 
+#include "influence.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -117,8 +119,31 @@ static void set_branches(struct batch *b, int n)
     }
 }
 
+/* A branch's rows to the receipts of their pictures. */
+static void saw(void *user, struct run *r, const struct layer *l, const struct branch *br,
+                const struct tensor *base, const struct tensor *part)
+{
+    struct batch *b = user;
+    for (int i = br->row0; i < br->row1 && !r->err.code; i++) {
+        const struct turn *t = b->at[i].turn;
+        if (t->of->p->influence && passes_half(t->of, b->at[i].row) == HALF_COND)
+            influence_add(t->of->p->influence, br->adapter, t->step, l, base, part, i - br->row0,
+                          &r->err);
+    }
+}
+
+static void set_watch(struct batch *b, int n)
+{
+    b->run->watch = NULL;
+    b->watch = (struct watch){saw, b};
+    for (int i = 0; i < n; i++)
+        if (b->at[i].turn->of->p->influence)
+            b->run->watch = &b->watch;
+}
+
 static void no_adapters(struct run *r)
 {
+    r->watch = NULL;
     r->fold = NULL;
     r->branch = NULL;
     r->n_branch = 0;
@@ -165,6 +190,7 @@ static struct tensor run_rows(struct batch *b, int n)
         b->t[i] = b->at[i].turn->t;
     }
     set_branches(b, n);
+    set_watch(b, n);
     return unet_forward(b->m->unet, b->run, &x, b->t, &text, &deep);
 }
 

@@ -45,6 +45,7 @@ struct batch {
     struct tensor deep[BATCH_ROWS];
     double t[BATCH_ROWS];
     struct branch branch[BATCH_ROWS * COMPOSE_MAX_ADAPTERS];
+    struct watch watch; /* of pictures with an influence to fill in */
 };
 
 /* rows: of all turns at once, at most; n_layer: of their texts. */

@@ -57,6 +57,7 @@ struct picture {
     /* Add the adapters to private weights once instead of running them beside the model; only where all act
      * alike in every pass. Pictures made together share them. */
     bool fold;
+    struct influence *influence; /* to be filled in (influence.h), or NULL */
 };
 /* The model's defaults: its own size and sampler, 30 steps, cfg 7, seed 0. */
 void picture_init(struct picture *p, const struct model *m);

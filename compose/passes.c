@@ -1,5 +1,7 @@
 #include "passes.h"
 
+#include "influence.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -185,8 +187,18 @@ static void set_adapters(const struct passes *p, struct run *r, const struct fol
             (struct branch){p->p->use[s->adapter[i]].adapter, 0, p->cond->n_chunk, s->strength[i]};
 }
 
+/* What adapters do to the texts. */
+static void saw(void *user, struct run *r, const struct layer *l, const struct branch *br,
+                const struct tensor *base, const struct tensor *part)
+{
+    const struct passes *p = user;
+    for (int i = 0; i < br->row1 - br->row0 && !r->err.code; i++)
+        influence_add(p->p->influence, br->adapter, 0, l, base, part, i, &r->err);
+}
+
 static void no_adapters(struct run *r)
 {
+    r->watch = NULL;
     r->fold = NULL;
     r->branch = NULL;
     r->n_branch = 0;
@@ -196,6 +208,7 @@ int passes_measure(const struct passes *p, struct run *r, const struct fold *fol
                    size_t *peak, double *flops, struct err *err)
 {
     struct branch branch[COMPOSE_MAX_ADAPTERS];
+    const struct watch watch = {saw, (void *)p};
     const struct conditions *c = p->cond;
     int rc = 0;
     for (int i = 0; i < p->n_set && rc == 0; i++) {
@@ -204,6 +217,7 @@ int passes_measure(const struct passes *p, struct run *r, const struct fold *fol
         else
             run_measure(r);
         set_adapters(p, r, fold, &p->set[i], branch);
+        r->watch = p->p->influence ? &watch : NULL;
         clip_text_forward(p->m->text, r, c->words, c->chunks[0].id, c->n_chunk, c->length,
                           p->p->clip_skip - 1, 0);
         *peak = r->plan.peak > *peak ? r->plan.peak : *peak;
@@ -217,9 +231,11 @@ int passes_measure(const struct passes *p, struct run *r, const struct fold *fol
 int passes_encode(struct passes *p, struct run *r, const struct fold *fold, struct err *err)
 {
     struct branch branch[COMPOSE_MAX_ADAPTERS];
+    const struct watch watch = {saw, p};
     int rc = 0;
     for (int i = 0; i < p->n_set && rc == 0; i++) {
         set_adapters(p, r, fold, &p->set[i], branch);
+        r->watch = p->p->influence ? &watch : NULL;
         rc = conditions_encode(p->cond, p->m->text, p->p->clip_skip - 1, r,
                                &p->hidden[i * p->cond->n_text], err);
     }

@@ -585,6 +585,46 @@ Test(cli, words_in_adapters)
     shell_close(&s);
 }
 
+/* What each adapter did, told, drawn and checked by leaving it out; the picture is the same as without asking. */
+Test(cli, explain)
+{
+    struct shell s;
+    struct image im = {0};
+    struct err err;
+    shell_open(&s);
+    weft(&s, "render", "an owl", "-m", MODEL, "-a", LORA, "--leave-out", NULL);
+    expect_failure(&s, 2, "--leave-out goes with --explain");
+    weft(&s, "render", "an owl", "-m", MODEL, "-a", LORA, "--explain", "--fold", "-o",
+         in(&s, "c.png"), NULL);
+    expect_failure(&s, 2, "folded adapters cannot be told apart");
+    weft(&s, "render", "an owl", "-m", MODEL, "-a", LORA, "--seed", "9", "--steps", "3", "-o",
+         in(&s, "a.png"), NULL);
+    weft(&s, "render", "an owl", "-m", MODEL, "-a", LORA, "--seed", "9", "--steps", "3", "-o",
+         in(&s, "b.png"), "--explain", "--leave-out", NULL);
+    expect_success(&s, 3);
+    cr_expect(strstr(s.out, "lora-kohya acted ") && strstr(s.out, "without it pixels change by") &&
+                  strstr(s.out, "unet.mid_block") && strstr(s.out, "by step"),
+              "%s", s.out);
+    char *a = pixels(&s, "a.png"), *b = pixels(&s, "b.png");
+    cr_expect(!memcmp(a, b, 64 * 64 * 3), "to explain changes the picture");
+    free(a);
+    free(b);
+    cr_assert_eq(image_read_png(in(&s, "b-influence.png"), &im, NULL, &err), 0, "%s", err.msg);
+    cr_expect_gt(im.w, 2 * 256);
+    image_release(&im);
+    weft(&s, "render", "an owl", "-m", MODEL, "-a", LORA, "--seed", "9", "--steps", "3", "-o",
+         in(&s, "b.png"), "--explain", "--json", NULL);
+    expect_success(&s, 3);
+    json_t *root = json_loads(s.out, 0, NULL);
+    cr_assert(root, "%s", s.out);
+    json_t *one =
+        json_array_get(json_object_get(json_object_get(root, "influence"), "adapters"), 0);
+    cr_expect_gt(json_real_value(json_object_get(one, "share")), 0);
+    cr_expect_eq(json_array_size(json_object_get(one, "steps")), 3);
+    json_decref(root);
+    shell_close(&s);
+}
+
 /* A word of the repository needs no option: by its name there, by embedding:NAME, by the word in its file. */
 Test(cli, embeddings_of_the_repository)
 {

@@ -1,6 +1,7 @@
 /* Strategies as tables of actions; and pictures made by them, bit for bit where they must agree. */
 #include "compose/compose.h"
 #include "compose/generate.h"
+#include "compose/influence.h"
 #include "compose/profile.h"
 #include "compose/relevance.h"
 #include "store/adapter.h"
@@ -581,6 +582,70 @@ Test(compose, pictures_made_together_are_those_made_alone)
     compare_together(&f, p);
     for (int i = 0; i < TOGETHER; i++)
         prompt_release(&prompt[i]);
+    fixture_close(&f);
+}
+
+/* ---- receipts -------------------------------------------------------------------------------- */
+
+/* Watching changes no pixel; the same adapter bound twice, at .3 and .6, acts exactly twice as much; outside its
+ * turns nothing acts; the text encoder's part stands apart. */
+Test(compose, influence)
+{
+    struct fixture f;
+    struct generator *g;
+    struct picture p;
+    struct image im[2];
+    struct influence in[2];
+    struct err err;
+    struct adapter *again;
+    struct bind_report report = {0};
+    fixture_open(&f, "an owl");
+    cr_assert_eq(
+        adapter_bind(&again, f.dev, &f.m->sites, &f.file[0]->list, "again", false, &report, &err),
+        0);
+    bind_report_release(&report);
+    struct use twice[2] = {{.adapter = f.use[0].adapter, .unet = .3f, .te = .3f},
+                           {.adapter = again, .unet = .6f, .te = .6f}};
+    cr_assert_eq(generator_open(&g, f.m, &err), 0);
+    for (int i = 0; i < 2; i++) {
+        picture_init(&p, f.m);
+        p.prompt = &f.prompt;
+        p.negative = &f.negative;
+        p.steps = 4;
+        p.use = twice;
+        p.n_use = 2;
+        p.compose = i ? "switch:tau=1" : "merge";
+        cr_assert_eq(influence_init(&in[i], f.m, &p, &err), 0, "%s", err.msg);
+        for (int watched = 0; watched < 2; watched++) {
+            p.influence = watched ? &in[i] : NULL;
+            cr_assert_eq(generator_prepare(g, &p, 1, NULL, &err), 0, "%s", err.msg);
+            cr_assert_eq(generator_run(g, &im[watched], NULL, NULL, &err), 0, "%s", err.msg);
+        }
+        cr_expect(!memcmp(im[0].rgb, im[1].rgb, (size_t)im[0].w * (size_t)im[0].h * 3),
+                  "watching changes the picture");
+        image_release(&im[0]);
+        image_release(&im[1]);
+    }
+    cr_expect_gt(influence_of(&in[0], 0, -1, -1), 1e-3);
+    for (int s = -1; s < 4; s++) {
+        double a = influence_of(&in[0], 0, -1, s), b = influence_of(&in[0], 1, -1, s);
+        cr_expect_float_eq(b / a, 2, 1e-3, "step %d: %g and %g", s, a, b);
+        if (s >= 0) {
+            cr_expect_eq(influence_of(&in[1], 0, -1, s) > 0, s % 2 == 0);
+            cr_expect_eq(influence_of(&in[1], 1, -1, s) > 0, s % 2 == 1);
+        }
+    }
+    double text = influence_of(&in[0], 1, in[0].n_block - 1, -1);
+    cr_expect_str_eq(in[0].block[in[0].n_block - 1], "text_encoder");
+    cr_expect_gt(text, 1e-3);
+    influence_release(&in[1]);
+    p.fold = true;
+    cr_expect_eq(influence_init(&in[1], f.m, &p, &err), ERR_ARG);
+    influence_release(&in[0]);
+    influence_release(&in[0]);
+    influence_release(&in[1]);
+    generator_close(g);
+    adapter_free(again);
     fixture_close(&f);
 }
 

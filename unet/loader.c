@@ -318,6 +318,22 @@ int sites_finish(struct sites *s, struct err *err)
     return 0;
 }
 
+void site_block(char *out, size_t size, const char *site)
+{
+    static const char *const numbered[] = {"unet.down_blocks.", "unet.up_blocks."};
+    for (int i = 0; i < 2; i++) {
+        size_t n = strlen(numbered[i]);
+        if (!strncmp(site, numbered[i], n)) {
+            snprintf(out, size, "%.*s", (int)(n + strcspn(site + n, ".")), site);
+            return;
+        }
+    }
+    if (!strncmp(site, "unet.mid_block.", 15))
+        snprintf(out, size, "unet.mid_block");
+    else
+        snprintf(out, size, "%.*s", (int)strcspn(site, "."), site);
+}
+
 int sites_find(const struct sites *s, const char *name)
 {
     int lo = 0, hi = s->n;

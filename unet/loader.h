@@ -60,6 +60,8 @@ struct sites {
 int sites_finish(struct sites *s, struct err *err);
 /* Index of that name, or -1. */
 int sites_find(const struct sites *s, const char *name);
+/* The block of a site's name: "unet.down_blocks.1", "unet.mid_block", "text_encoder", "unet". */
+void site_block(char *out, size_t size, const char *site);
 void sites_release(struct sites *s);
 
 struct loader {

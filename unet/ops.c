@@ -233,10 +233,47 @@ static void base_layer(struct run *r, struct tensor *y, const struct layer *l,
     run_pop(r, mark);
 }
 
+/* What the layer gives on a branch's rows, and what the branch adds to that. */
+static void watch_branch(struct run *r, const struct watch *w, const struct layer *l,
+                         const struct tensor *x, const struct branch *b)
+{
+    unsigned mark = run_mark(r);
+    struct tensor xs = tensor_rows(x, b->row0, b->row1 - b->row0);
+    struct tensor base = run_layer_tensor(r, l, &xs), part = run_like(r, &base);
+    const struct branch one = {b->adapter, 0, xs.n, b->strength};
+    const struct tensor *src[2] = {&part, &base};
+    const double minus[2] = {1, -1};
+    r->n_branch = 0;
+    op_layer(r, &base, l, &xs, false);
+    r->branch = &one;
+    r->n_branch = 1;
+    op_layer(r, &part, l, &xs, false);
+    op_lincomb(r, &part, 2, minus, src, 0);
+    if (live(r))
+        w->saw(w->user, r, l, b, &base, &part);
+    run_pop(r, mark);
+}
+
+static void watch_layer(struct run *r, const struct layer *l, const struct tensor *x)
+{
+    const struct watch *w = r->watch;
+    const struct branch *branch = r->branch;
+    int n = r->n_branch;
+    r->watch = NULL;
+    for (int i = 0; i < n && l->site >= 0; i++)
+        if (branch[i].adapter->at[l->site] && branch[i].strength != 0)
+            watch_branch(r, w, l, x, &branch[i]);
+    r->watch = w;
+    r->branch = branch;
+    r->n_branch = n;
+}
+
 void op_layer(struct run *r, struct tensor *y, const struct layer *l, const struct tensor *x,
               bool accumulate)
 {
     int i = -1;
+    if (r->watch)
+        watch_layer(r, l, x);
     base_layer(r, y, l, x, accumulate);
     for (const struct bound *b = next_bound(r, l->site, &i, NULL); b;
          b = next_bound(r, l->site, &i, b)) {

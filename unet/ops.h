@@ -26,12 +26,22 @@
 
 struct adapter;
 struct fold;
+struct branch;
+struct run;
 
 /* An adapter acting as a side branch on the rows [row0, row1) of a batch. */
 struct branch {
     const struct adapter *adapter;
     int row0, row1;
     float strength; /* multiplies every delta of the adapter */
+};
+
+/* Told of every layer with a branch what it gives without any on that branch's rows, base, and what this branch alone
+ * adds, part, both [rows, h*w, c]. Neither changes what is computed. */
+struct watch {
+    void (*saw)(void *user, struct run *r, const struct layer *l, const struct branch *b,
+                const struct tensor *base, const struct tensor *part);
+    void *user;
 };
 
 struct run {
@@ -49,7 +59,8 @@ struct run {
     int n_branch;
     float *norm; /* host: gamma and beta of a norm that adapters change; grows while measuring */
     size_t n_norm;
-    const struct fold *fold; /* weights with adapters folded in, or NULL; borrowed */
+    const struct fold *fold;   /* weights with adapters folded in, or NULL; borrowed */
+    const struct watch *watch; /* or NULL; borrowed */
 };
 
 void run_init(struct run *r, struct device *dev);
