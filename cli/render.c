@@ -96,20 +96,22 @@ static json_t *embedding_report(const struct request_embedding *e)
 }
 
 /* e: NULL, or the picture's receipt. */
-static void report(const struct render *d, const char *path, int passes, double seconds,
-                   const struct explain *e)
+static void report(const struct render *d, const char *path, const struct cost *cost,
+                   double seconds, const struct explain *e)
 {
     if (!d->json) {
         printf("%s  %dx%d  seed %llu  %d steps  %d passes  %.1f s\n", path, d->m.r.size[0],
-               d->m.r.size[1], (unsigned long long)d->m.r.seed, d->m.r.steps, passes, seconds);
+               d->m.r.size[1], (unsigned long long)d->m.r.seed, d->m.r.steps, cost->passes,
+               seconds);
         if (e)
             explain_tell(e);
         return;
     }
     json_t *list = json_array(),
-           *root = json_pack("{s:s, s:I, s:f, s:i, s:i, s:s}", "file", path, "seed",
-                             (json_int_t)d->m.r.seed, "seconds", seconds, "steps", d->m.r.steps,
-                             "passes", passes, "model", d->m.model->dir);
+           *root =
+               json_pack("{s:s, s:I, s:f, s:i, s:i, s:f, s:s}", "file", path, "seed",
+                         (json_int_t)d->m.r.seed, "seconds", seconds, "steps", d->m.r.steps,
+                         "passes", cost->passes, "flops", cost->flops, "model", d->m.model->dir);
     for (int i = 0; i < d->m.r.n_adapter; i++)
         json_array_append_new(list, adapter_report(d, i));
     json_object_set_new(root, "adapters", list);
@@ -126,13 +128,13 @@ static void report(const struct render *d, const char *path, int passes, double 
     json_decref(root);
 }
 
-static int write_picture(struct render *d, const struct image *im, int passes, double seconds,
-                         struct err *err)
+static int write_picture(struct render *d, const struct image *im, const struct cost *cost,
+                         double seconds, struct err *err)
 {
     char *path = output_path(d, d->m.r.seed);
     int rc = path ? making_write(&d->m, path, im, err) : err_nomem(err, 64);
     if (rc == 0)
-        report(d, path, passes, seconds, NULL);
+        report(d, path, cost, seconds, NULL);
     free(path);
     return rc;
 }
@@ -151,7 +153,7 @@ static int make_some(struct render *d, const struct picture *first, int n, struc
     double seconds = (cli_now() - began) / n;
     for (int i = 0; i < n && rc == 0; i++) {
         d->m.r.seed = p[i].seed;
-        rc = write_picture(d, &im[i], generator_cost(d->m.g, i)->passes, seconds, err);
+        rc = write_picture(d, &im[i], generator_cost(d->m.g, i), seconds, err);
     }
     for (int i = 0; i < n; i++)
         image_release(&im[i]);
@@ -171,14 +173,14 @@ static int explain_one(struct render *d, const struct picture *first, struct err
         rc = err_nomem(err, 64);
     rc = rc < 0 ? rc : making_run(&d->m, &p, 1, &im, err);
     double seconds = cli_now() - began;
-    int passes = rc < 0 ? 0 : d->m.cost.passes;
+    struct cost cost = d->m.cost;
     d->m.r.seed = p.seed;
     rc = rc < 0 ? rc : making_write(&d->m, path, &im, err);
     if (rc == 0 && d->leave_out)
         rc = explain_leave_out(&e, &im, err);
     rc = rc < 0 ? rc : explain_draw(&e, path, &im, err);
     if (rc == 0)
-        report(d, path, passes, seconds, &e);
+        report(d, path, &cost, seconds, &e);
     explain_end(&e);
     image_release(&im);
     free(path);

@@ -1,4 +1,7 @@
-"""Draws the prompt lists anew: python lists.py. The lists in prompts/ are what counts; they stay as they are."""
+"""Draws the lists anew: python lists.py. The lists in prompts/ and the manifests are what counts; they stay as
+they are."""
+import itertools
+import json
 import os
 import random
 import sys
@@ -39,6 +42,53 @@ def scene(a, b, layout, r):
                      f"{a} on the left and {b} on the right"))
 
 
+def split(r):
+    """Each category in two halves, by lot."""
+    out = {"dev": [], "test": []}
+    for category in ORDER:
+        names = [a for a in rows() if a["category"] == category]
+        r.shuffle(names)
+        for i, a in enumerate(names):
+            out["test" if i % 2 else "dev"].append(a)
+    return out
+
+
+ORDER = ("character", "object", "food", "place", "style")  # a character first, as switch wants it
+MOST = {"dev": {2: 30, 3: 30, 4: 30, 5: 15}, "test": {2: 60, 3: 60, 4: 60, 5: 30}}
+
+
+def words_of(a):
+    return f"{a['trigger']} {a['class_word']}" + (" style" if a["category"] == "style" else "")
+
+
+def set_prompt(adapters):
+    things = [article(words_of(a)) for a in adapters if a["category"] != "style"]
+    style = [f" in {words_of(a)}" for a in adapters if a["category"] == "style"]
+    if len(things) == 2:
+        text = f"{things[0]} on the left and {things[1]} on the right"
+    elif len(things) == 3:
+        text = f"{things[0]} on the left, {things[1]} in the middle and {things[2]} on the right"
+    else:
+        text = ", ".join(things[:-1]) + (" and " if len(things) > 1 else "") + things[-1]
+    return text + "".join(style)
+
+
+def manifest(name, adapters, r):
+    """Sets from distinct categories; all are equally likely."""
+    sets, by = [], {c: [a for a in adapters if a["category"] == c] for c in ORDER}
+    for n, most in MOST[name].items():
+        every = [s for cats in itertools.combinations(ORDER, n)
+                 for s in itertools.product(*(by[c] for c in cats))]
+        for s in r.sample(every, min(most, len(every))):
+            sets.append({"adapters": [a["name"] for a in s], "prompt": set_prompt(s)})
+    keep = ("name", "category", "subject", "caption")
+    m = {"name": name, "folder": "../../assets/adapters", "seeds": [0, 1], "sizes": list(MOST[name]),
+         "adapters": [dict({k: a[k] for k in keep}, file=a["name"] + ".safetensors",
+                           words=words_of(a)) for a in adapters], "sets": sets}
+    with open(os.path.join(HERE, f"manifest-{name}.json"), "w") as f:
+        json.dump(m, f, indent=1)
+
+
 def main():
     r = random.Random(0)
     learnt = [c[1] for c in concepts("core", "more")]
@@ -56,6 +106,9 @@ def main():
     merges = [(scene(word[a], word[b], "beside", r), a, b, "beside")
               for a, b in paired(r, sorted(word), 40)]
     write("merges", ("prompt", "first", "second", "layout"), merges)
+    r = random.Random(1)
+    for name, adapters in split(r).items():
+        manifest(name, adapters, r)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,308 @@
+"""Strategies of composition beside each other: python compose.py [options] COMMAND; README.md says what it means.
+
+    prepare   a repository of the manifest's adapters in WORK/home, each with its profile for this model
+    render    the pictures that are not there yet: every set of adapters, strategy and seed, and each adapter alone
+    table     what is shown, what it costs: WORK/compose-SPLIT.csv, .md and .json
+    sheet     WORK/compose-SPLIT.png: a row a set, a column a strategy
+
+A manifest (--manifest) names adapters and sets of them; the usual ones are manifest-dev.json and
+manifest-test.json. The strategies are those of strategies.tsv. What is there already is never made again, so it
+can be stopped; --most N takes only so many sets of each size (--most 8 ends within the hour on two cores).
+"""
+import argparse
+import csv
+import hashlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+DRAWS = 2000  # of the bootstrap
+
+
+def read_strategies(names):
+    with open(os.path.join(HERE, "strategies.tsv"), encoding="utf8") as f:
+        head, *lines = [l.rstrip("\n").split("\t") for l in f if l[0] != "#"]
+    rows = [dict(zip(head, l)) for l in lines]
+    return [r for r in rows if not names or r["name"] in names]
+
+
+class Manifest:
+    """base: what every prompt begins with; adapters: name, file, category, words, subject; sets: adapters and
+    prompt, or "choose": one of each first category, the others from distinct ones, all there are."""
+
+    def __init__(self, o):
+        with open(o.manifest, encoding="utf8") as f:
+            m = json.load(f)
+        self.subset = o.subset
+        self.folder = os.path.join(os.path.dirname(os.path.abspath(o.manifest)), m.get("folder", "."))
+        self.adapters = {a["name"]: a for a in m["adapters"]}
+        self.seeds, self.options, self.strength = m["seeds"], m.get("options", []), m.get("strength", 1)
+        sets = m["sets"] if "sets" in m else list(self.chosen(m))
+        self.sets = [s for n in m["sizes"] for s in [s for s in sets if len(s["adapters"]) == n][:o.most]]
+        self.name = m["name"]
+
+    def chosen(self, m):
+        """ComposLoRA's rule: one of the first category and the others from as many distinct ones."""
+        by = {}
+        for a in m["adapters"]:
+            by.setdefault((a["subset"], a["category"]), []).append(a)
+        subsets = [s for s in m["subsets"] if self.subset in ("", s["name"])]
+        for subset, n in itertools.product(subsets, m["sizes"]):
+            first, *others = m["categories"]
+            for cats in itertools.combinations(others, n - 1):
+                for combo in itertools.product(*(by[subset["name"], c] for c in (first, *cats))):
+                    yield {"adapters": [a["name"] for a in combo], "subset": subset["name"],
+                           "prompt": ", ".join([subset["base"], *(a["words"] for a in combo)]),
+                           "options": subset["options"]}
+
+    def file(self, name):
+        return os.path.join(self.folder, self.adapters[name]["file"])
+
+    def reference(self, name):
+        return f"{os.path.splitext(os.path.basename(self.file(name)))[0]}:{self.strength}"
+
+
+def key_of(s):
+    return hashlib.sha256(json.dumps(s, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def jobs(o, m, strategies):
+    """(file, prompt, adapters, seed, options): those of the sets, and of each adapter alone."""
+    for s in m.sets:
+        for st, seed in itertools.product(strategies, m.seeds):
+            refs = [] if st["compose"] == "none" else s["adapters"]
+            how = [] if st["compose"] in ("none", "merge") else ["--compose", st["compose"]]
+            yield (f"{key_of(s)}/{st['name']}-{seed}.png", s["prompt"], refs, seed,
+                   how + m.options + s.get("options", []))
+    for name in sorted({a for s in m.sets for a in s["adapters"]}):
+        a = m.adapters[name]
+        for seed in m.seeds:
+            yield f"alone/{name}-{seed}.png", a.get("caption", a["words"]), [name], seed, m.options
+
+
+def prepare(o, m, strategies):
+    home = ["--home", os.path.join(o.work, "home")]
+    names = sorted({a for s in m.sets for a in s["adapters"]})
+    subprocess.run([o.weft, "add", *home, *map(m.file, names)], check=True)
+    subprocess.run([o.weft, "profile", *home, "--model", o.model, *o.setting,
+                    *(m.reference(n).rsplit(":", 1)[0] for n in names)], check=True)
+
+
+def render(o, m, strategies):
+    todo = [j for j in jobs(o, m, strategies)
+            if not os.path.exists(os.path.join(o.work, "compose", j[0] + ".json"))]
+    for i, (name, prompt, refs, seed, options) in enumerate(todo):
+        if i % o.of != o.part:
+            continue
+        file = os.path.join(o.work, "compose", name)
+        os.makedirs(os.path.dirname(file), exist_ok=True)
+        args = [x for r in refs for x in ("-a", m.reference(r))]
+        out = subprocess.run([o.weft, "render", prompt, "--model", o.model, "--seed", str(seed), "-o", file,
+                              "--home", os.path.join(o.work, "home"), "--json", *options, *args, *o.setting], check=True, stdout=subprocess.PIPE)
+        with open(file + ".json.tmp", "wb") as f:
+            f.write(out.stdout)
+        os.replace(file + ".json.tmp", file + ".json")
+
+
+def picture(o, name):
+    return np.asarray(Image.open(os.path.join(o.work, "compose", name)).convert("RGB"))
+
+
+# ---- what is shown
+
+
+class World:
+    """The demo world's eyes (rule.py)."""
+
+    def __init__(self, o, m):
+        from rule import Eyes, find
+        self.eyes, self.find, self.o, self.m, self.alone = Eyes(o.judge), find, o, m, {}
+
+    def shown(self, im, names):
+        subjects = {n: self.m.adapters[n]["subject"] for n in names}
+        things = [n for n in names if self.m.adapters[n]["category"] != "style"]
+        v = self.eyes.vectors(im)
+        shares = (self.eyes.scale * v @ self.eyes.names.T).softmax(-1).numpy()
+        found = self.find(shares, [subjects[n] for n in things])
+        style = self.eyes.style(im)
+        got = {n: subjects[n] in found if n in things else style == subjects[n] for n in names}
+        return got, {n: self.likeness(v, n) for n in things}
+
+    def likeness(self, v, name):
+        """The best cosine of a piece of the picture with the best piece of the adapter's own pictures."""
+        if name not in self.alone:
+            from rule import NAMES
+            k, best = NAMES.index(self.m.adapters[name]["subject"]), []
+            for seed in self.m.seeds:
+                w = self.eyes.vectors(picture(self.o, f"alone/{name}-{seed}.png"))
+                best.append(w[int((w @ self.eyes.names.T)[:, k].argmax())])
+            self.alone[name] = F.normalize(torch.stack(best).mean(0), dim=0)
+        return float((v @ self.alone[name]).max())
+
+
+class Words:
+    """Any CLIPModel folder: the cosine of the picture and each adapter's words; nothing counts as shown by a
+    threshold, since none was calibrated."""
+
+    def __init__(self, o, m):
+        from transformers import CLIPModel, CLIPProcessor
+        self.model = CLIPModel.from_pretrained(o.judge).eval()
+        self.prepare, self.m = CLIPProcessor.from_pretrained(o.judge), m
+
+    @torch.no_grad()
+    def shown(self, im, names):
+        x = self.prepare(text=[self.m.adapters[n]["words"] for n in names], images=[Image.fromarray(im)],
+                         return_tensors="pt", padding=True, truncation=True)
+        out = self.model(**x)
+        return {}, dict(zip(names, (out.logits_per_image[0] / self.model.logit_scale.exp()).tolist()))
+
+
+# ---- the table
+
+
+def measure(o, m, strategies):
+    """A row a picture, kept: judging is slow."""
+    kept = os.path.join(o.work, f"compose-{m.name}-rows.json")
+    rows = json.load(open(kept)) if os.path.exists(kept) else {}
+    eyes = (Words if o.words else World)(o, m)
+    for s in m.sets:
+        for st, seed in itertools.product(strategies, m.seeds):
+            name = f"{key_of(s)}/{st['name']}-{seed}.png"
+            file = os.path.join(o.work, "compose", name + ".json")
+            if name in rows or not os.path.exists(file):
+                continue
+            with open(file) as f:
+                told = json.load(f)
+            got, like = eyes.shown(picture(o, name), s["adapters"])
+            style = [v for k, v in got.items() if m.adapters[k]["category"] == "style"]
+            rows[name] = {"all": float(all(got.values())) if got else None,
+                          "each": float(np.mean(list(got.values()))) if got else None,
+                          "style": float(style[0]) if style else None,
+                          "like": float(np.mean(list(like.values()))) if like else None,
+                          "flops": told["flops"], "seconds": told["seconds"]}
+        with open(kept, "w") as f:
+            json.dump(rows, f)
+    return rows
+
+
+def interval(values, r):
+    """The 95 % interval of a mean, by drawing sets. values [sets]."""
+    if not len(values):
+        return [None, None]
+    means = r.choice(values, (DRAWS, len(values))).mean(1)
+    return [round(float(x), 4) for x in np.percentile(means, (2.5, 97.5))]
+
+
+def lines_of(m, strategies, rows):
+    """A line a size and strategy. Means over seeds are taken first: a set is what is drawn."""
+    r, out = np.random.default_rng(0), []
+    sizes = sorted({len(s["adapters"]) for s in m.sets})
+    for n in sizes:
+        sets = [s for s in m.sets if len(s["adapters"]) == n]
+
+        def column(st, what):
+            cells = [[rows.get(f"{key_of(s)}/{st['name']}-{seed}.png", {}).get(what) for seed in m.seeds]
+                     for s in sets]
+            return np.array([np.mean(c) if None not in c else np.nan for c in cells])
+
+        merge = {w: column({"name": "merge"}, w) for w in ("all", "each", "flops", "seconds")}
+        for st in strategies:
+            line = {"n": n, "strategy": st["name"], "compose": st["compose"]}
+            for w in ("all", "each", "style", "like"):
+                v = column(st, w)
+                v = v[~np.isnan(v)]
+                line[w] = round(float(v.mean()), 4) if len(v) else None
+                line[w + "_interval"] = interval(v, r)
+            line["sets"] = int((~np.isnan(column(st, "flops"))).sum())
+            for w in ("all", "each"):
+                d = column(st, w) - merge[w]
+                d = d[~np.isnan(d)]
+                line[w + "_over_merge"] = round(float(d.mean()), 4) if len(d) else None
+                line[w + "_over_merge_interval"] = interval(d, r)
+            for w in ("flops", "seconds"):
+                with np.errstate(invalid="ignore"):
+                    d = column(st, w) / merge[w]
+                line[w] = round(float(np.nanmedian(d)), 3) if (~np.isnan(d)).any() else None
+            out.append(line)
+    return out
+
+
+def percent(x, interval=None):
+    if x is None:
+        return "–"
+    s = f"{100 * x:.1f}"
+    return s if not interval else f"{s} ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+
+
+def markdown(lines):
+    head = ("adapters", "strategy", "all shown, %", "over merge, points", "each, %", "style, %", "likeness",
+            "FLOPs", "seconds")
+    yield "| " + " | ".join(head) + " |"
+    yield "|" + "---|" * len(head)
+    for l in lines:
+        yield "| " + " | ".join([
+            str(l["n"]), l["strategy"], percent(l["all"], l["all_interval"]),
+            percent(l["all_over_merge"], l["all_over_merge_interval"]), percent(l["each"]),
+            percent(l["style"]), "–" if l["like"] is None else f"{l['like']:.3f}",
+            f"{l['flops']}", f"{l['seconds']}"]) + " |"
+
+
+def table(o, m, strategies):
+    lines = lines_of(m, strategies, measure(o, m, strategies))
+    stem = os.path.join(o.work, f"compose-{m.name}")
+    with open(stem + ".json", "w") as f:
+        json.dump(lines, f, indent=1)
+    with open(stem + ".csv", "w", newline="") as f:
+        w = csv.DictWriter(f, lines[0])
+        w.writeheader()
+        w.writerows(lines)
+    text = "\n".join(markdown(lines))
+    with open(stem + ".md", "w") as f:
+        f.write(text + "\n")
+    print(text)
+
+
+def sheet(o, m, strategies):
+    from common import sheet as draw  # rule.py's path
+    pictures, labels = [], []
+    for s in m.sets[::max(1, len(m.sets) // 24)]:
+        for st in strategies:
+            pictures.append(picture(o, f"{key_of(s)}/{st['name']}-{m.seeds[0]}.png"))
+            labels.append(st["name"] if st is not strategies[0] else " ".join(s["adapters"]))
+    draw(pictures, os.path.join(o.work, f"compose-{m.name}.png"), labels, len(strategies))
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    p.add_argument("command", choices=("prepare", "render", "table", "sheet"))
+    p.add_argument("--manifest", default=os.path.join(HERE, "manifest-dev.json"))
+    p.add_argument("--subset", default="", help="of a manifest that chooses sets: one of its bases")
+    p.add_argument("--strategies", nargs="*", default=[], help="some of strategies.tsv")
+    p.add_argument("--judge", default=os.path.join(HERE, "../../assets/scorer"), help="a CLIP folder; "
+                   "tests/eval/judge for what is reported")
+    p.add_argument("--words", action="store_true", help="any world: likeness to each adapter's words only")
+    p.add_argument("--model", default=os.path.join(HERE, "../../assets/model"))
+    p.add_argument("--work", default=os.path.join(HERE, "../../build/eval"))
+    p.add_argument("--weft", default=os.path.join(HERE, "../../build/weft"))
+    p.add_argument("--setting", nargs="*", default=[], help="render: further options of weft")
+    p.add_argument("--most", type=int, default=1000, help="sets of each size")
+    p.add_argument("--part", type=int, default=0, help="render: this one of --of processes")
+    p.add_argument("--of", type=int, default=1)
+    o = p.parse_args()
+    torch.set_num_threads(1)
+    sys.path.insert(0, os.path.join(HERE, "../../assets/train"))
+    os.makedirs(o.work, exist_ok=True)
+    m = Manifest(o)
+    {"prepare": prepare, "render": render, "table": table, "sheet": sheet}[o.command](o, m, read_strategies(o.strategies))
+
+
+if __name__ == "__main__":
+    main()
