@@ -1,4 +1,5 @@
 /* weft bench: what this machine does, beside its limits. */
+#include "bench.h"
 #include "shelf.h"
 
 #include "compose/generate.h"
@@ -20,18 +21,18 @@ struct bench {
     double ceiling; /* FLOP/s */
 };
 
+void bench_figure(bool json, const char *name, double value, const char *unit)
+{
+    if (json)
+        json_line(json_pack("{s:s, s:f, s:s}", "name", name, "value", value, "unit", unit));
+    else
+        printf("%-64s %10.4g %s\n", name, value, unit);
+    fflush(stdout);
+}
+
 static void figure(const struct bench *b, const char *name, double value, const char *unit)
 {
-    if (b->json) {
-        json_t *j = json_pack("{s:s, s:f, s:s}", "name", name, "value", value, "unit", unit);
-        char *text = json_dumps(j, JSON_COMPACT | JSON_REAL_PRECISION(6));
-        puts(text ? text : "{}");
-        free(text);
-        json_decref(j);
-    } else {
-        printf("%-52s %10.4g %s\n", name, value, unit);
-    }
-    fflush(stdout);
+    bench_figure(b->json, name, value, unit);
 }
 
 /* ---- layers ---------------------------------------------------------------------------------- */
@@ -144,8 +145,8 @@ static int bench_layers(struct bench *b, struct err *err)
 
 /* ---- UNets ----------------------------------------------------------------------------------- */
 
-static const char sd15_unet[] =
-    "{\"block_out_channels\": [320, 640, 1280, 1280], \"cross_attention_dim\": 768,"
+const char bench_sd15_unet[] =
+    "{\"block_out_channels\": [320, 640, 1280, 1280], \"cross_attention_dim\": %d,"
     " \"attention_head_dim\": 8, \"down_block_types\": [\"CrossAttnDownBlock2D\","
     " \"CrossAttnDownBlock2D\", \"CrossAttnDownBlock2D\", \"DownBlock2D\"],"
     " \"up_block_types\": [\"UpBlock2D\", \"CrossAttnUpBlock2D\", \"CrossAttnUpBlock2D\","
@@ -205,7 +206,9 @@ static int bench_sd15(struct bench *b, struct err *err)
     struct source from;
     struct sites sites = {0};
     struct unet *u = NULL;
-    int rc = source_random(&from, sd15_unet, "SD 1.5", 1, err);
+    char config[1200];
+    snprintf(config, sizeof config, bench_sd15_unet, 768);
+    int rc = source_random(&from, config, "SD 1.5", 1, err);
     rc = rc < 0 ? rc : unet_open(&u, b->dev, &from, &sites, err);
     rc = rc < 0 ? rc : time_unet(b, u, 2, 64, 64, 77, 3, "SD 1.5 UNet, 512x512, guided", err);
     struct rusage ru;
@@ -294,10 +297,10 @@ static int run(const struct command *self, int argc, char **argv)
     int n = 0;
 
     (void)self;
-    if (argc > 1 && !strcmp(argv[1], "store")) {
+    if (argc > 1 && (!strcmp(argv[1], "store") || !strcmp(argv[1], "compose"))) {
         free(rest);
         free(demo);
-        return bench_store(argc - 1, argv + 1);
+        return (*argv[1] == 's' ? bench_store : bench_compose)(argc - 1, argv + 1);
     }
     make_options(o, &b);
     int rc = rest ? options_parse(o, argc, argv, rest, &n, &err) : err_nomem(&err, 64);
@@ -320,13 +323,19 @@ static int run(const struct command *self, int argc, char **argv)
     return rc < 0 ? cli_fail(&err) : EXIT_DONE;
 }
 
+static void help(void)
+{
+    bench_store_help();
+    bench_compose_help();
+}
+
 const struct command command_bench = {
     .name = "bench",
-    .usage = "weft bench [store] [options]",
+    .usage = "weft bench [store|compose] [options]",
     .about = "what this machine does, beside its limits",
     .run = run,
     .options = make_options,
     .size = sizeof(struct bench),
     .more = "Times are the best of a few; compare figures of one run only.",
-    .help = bench_store_help,
+    .help = help,
 };

@@ -1,4 +1,5 @@
 /* weft bench store: how fast the repository is when much is in it. */
+#include "bench.h"
 #include "shelf.h"
 
 #include "unet/file.h"
@@ -54,11 +55,7 @@ void bench_store_help(void)
 
 static void figure(const struct bench *b, const char *name, double value, const char *unit)
 {
-    if (b->json)
-        json_line(json_pack("{s:s, s:f, s:s}", "name", name, "value", value, "unit", unit));
-    else
-        printf("%-56s %10.1f %s\n", name, value, unit);
-    fflush(stdout);
+    bench_figure(b->json, name, value, unit);
 }
 
 /* ---- files ----------------------------------------------------------------------------------- */

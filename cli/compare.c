@@ -1,6 +1,7 @@
 /* weft compare: one prompt under several strategies, on one sheet. */
 #include "axis.h"
 #include "making.h"
+#include "sheet_html.h"
 #include "shelf.h"
 
 #include "compose/compose.h"
@@ -16,7 +17,7 @@ enum { CELL = 320 };
 
 struct compare {
     struct making m;
-    const char *out, *seeds, *x, *y;
+    const char *out, *html, *seeds, *x, *y;
     int cell;
     bool json;
 
@@ -34,6 +35,8 @@ static void make_options(struct option *o, void *target)
     const struct option own[] = {
         {.kind = OPTION_GROUP, .name = "", .help = "What comes out:"},
         {"output", 'o', OPTION_TEXT, &c->out, "FILE", "default compare.png", 0, 0, NULL},
+        {"html", 0, OPTION_TEXT, &c->html, "FILE",
+         "the same as a web page too, pictures and all in one file", 0, 0, NULL},
         {"seeds", 0, OPTION_TEXT, &c->seeds, "N,N,…", "a row for each; default: --seed", 0, 0,
          NULL},
         {"x", 'x', OPTION_TEXT, &c->x, "KEY=A,B,…", axis_help, 0, 0, NULL},
@@ -293,6 +296,8 @@ static int write_sheet(struct compare *c, struct err *err)
     rc = rc < 0 ? rc : sheet_draw(&out, &s, err);
     rc = rc < 0 ? rc : remember(c, err);
     rc = rc < 0 ? rc : making_write(&c->m, c->out, &out, err);
+    if (rc == 0 && c->html)
+        rc = sheet_html(c->html, &s, c->base, err);
     if (rc == 0 && !c->json)
         printf("%s  %dx%d  %d pictures\n", c->out, out.w, out.h, c->axis[0].n * c->axis[1].n);
     for (int k = 0; k < 2; k++)
@@ -325,6 +330,8 @@ static int run(const struct command *self, int argc, char **argv)
     int rc = parse(&c, argc, argv, &err);
     rc = rc < 0 ? rc : making_load(&c.m, &err);
     rc = rc < 0 ? rc : making_can_write(&c.m, c.out, &err);
+    if (rc == 0 && c.html)
+        rc = file_can_replace(c.html, &err);
     if (rc == 0 && !(c.base = request_to_json(&c.m.r, &err)))
         rc = err.code;
     if (rc == 0 && !(c.title = title(&c.m)))

@@ -67,8 +67,5 @@ void shelf_event(void *user, const struct repo_event *e);
 /* A line of a list. */
 void adapter_line(const struct repo_adapter *a);
 
-/* bench_store.c: `weft bench store`, argv[0] being "store". Returns the exit code. */
-int bench_store(int argc, char **argv);
-void bench_store_help(void);
 
 #endif

@@ -1,8 +1,10 @@
 /* weft compare, as a user meets it. */
 #include "shell.h"
+#include "unet/file.h"
 #include "unet/image.h"
 
 #include <jansson.h>
+#include <openssl/evp.h>
 
 #define MODEL "tests/golden/data/tiny-sd1"
 #define LORA  "tests/golden/data/lora-kohya.safetensors"
@@ -129,6 +131,41 @@ static void no_axis(struct shell *s, const char *x, const char *why)
 {
     weft(s, "compare", "an apple", "-m", MODEL, "-a", LORA, "--x", x, "-o", in(s, "a.png"), NULL);
     expect_failure(s, 2, why);
+}
+
+/* The page holds every picture whole and no word of the prompt as markup. */
+Test(cli_compare, web_page)
+{
+    static const char open[] = "data:image/png;base64,";
+    struct shell s;
+    struct err err;
+    struct image page = {0};
+    char *text = NULL;
+    int n = 0;
+    shell_open(&s);
+    weft(&s, "compare", "an <b>owl & \"key\"", "-m", MODEL, "--x", "cfg=3,5", "--y", "seed=1,2",
+         "--steps", "2", "-o", in(&s, "sheet.png"), "--html", in(&s, "sheet.html"), NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    cr_assert_eq(file_read(&text, NULL, in(&s, "sheet.html"), 1 << 24, &err), 0, "%s", err.msg);
+    cr_expect(!strstr(text, "<b>") && strstr(text, "an &lt;b>owl &amp; &quot;key&quot;"));
+    cr_expect(strstr(text, "cfg 5") && strstr(text, "seed 2"));
+    for (char *p = text; (p = strstr(p, open)); n++) {
+        p += sizeof open - 1;
+        size_t len = strcspn(p, "\"");
+        unsigned char *png = malloc(len);
+        char end = p[len];
+        p[len] = 0;
+        int size = EVP_DecodeBlock(png, (unsigned char *)p, (int)len);
+        p[len] = end;
+        cr_assert_gt(size, 100);
+        cr_expect_eq(image_decode_png(png, (size_t)size, &page, NULL, &err), 0, "%s", err.msg);
+        cr_expect_eq(page.w, 64);
+        image_release(&page);
+        free(png);
+    }
+    cr_expect_eq(n, 4);
+    free(text);
+    shell_close(&s);
 }
 
 Test(cli_compare, refuses_axes)

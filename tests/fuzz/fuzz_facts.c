@@ -65,6 +65,7 @@ static uint8_t *cook(const uint8_t *d, size_t n, size_t *size)
     size_t at = (size_t)sprintf(header, "{"), data = 0;
     for (size_t i = 0; i + 4 <= n && i < 400; i += 4) {
         unsigned a = sides[d[i + 3] % 8], b = sides[d[i + 3] / 8 % 8];
+        b = a * b > 8192 ? 4 : b; /* large files only cost time */
         bool conv = d[i + 3] & 64;
         size_t bytes = (size_t)a * b * (conv ? 9 : 1);
         at += (size_t)sprintf(header + at,

@@ -1,0 +1,18 @@
+/* bench.h: what the parts of weft bench share. */
+#ifndef WEFT_BENCH_H
+#define WEFT_BENCH_H
+
+#include <stdbool.h>
+
+/* One line: a table's, or with json an object of name, value, unit. */
+void bench_figure(bool json, const char *name, double value, const char *unit);
+/* The config of SD 1.5's UNet, with a %d for the width of its texts. */
+extern const char bench_sd15_unet[];
+
+/* weft bench store, weft bench compose: argv[0] is that word. The exit code. */
+int bench_store(int argc, char **argv);
+int bench_compose(int argc, char **argv);
+void bench_store_help(void);
+void bench_compose_help(void);
+
+#endif

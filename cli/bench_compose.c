@@ -1,0 +1,329 @@
+/* weft bench compose: what each strategy costs, for one adapter to eight. */
+#include "bench.h"
+#include "shelf.h"
+
+#include "compose/compose.h"
+#include "compose/generate.h"
+#include "unet/config.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MOST = 8, RANK = 16, MAX_OPTIONS = 8 };
+
+struct bench {
+    const char *model;
+    int threads;
+    bool json, sd15;
+    int steps;      /* timed, of each */
+    const char *on; /* what the figures are of */
+
+    struct device *dev;
+    struct model *demo, *m;
+    struct model other; /* the demo model with another UNet */
+    float *values;      /* of all factors */
+    struct use use[MOST];
+    struct prompt prompt, negative;
+    struct generator *g;
+};
+
+static void make_options(struct option o[MAX_OPTIONS], struct bench *b)
+{
+    const struct option table[] = {
+        {"model", 'm', OPTION_TEXT, &b->model, "DIR", "default: the demo model", 0, 0, NULL},
+        {"sd15", 0, OPTION_FLAG, &b->sd15, NULL,
+         "a UNet of SD 1.5's shape at 512 x 512 instead (5 GB, some minutes)", 0, 0, NULL},
+        {"threads", 't', OPTION_INT, &b->threads, "N", "default: all processors", 1, 1024, NULL},
+        {"json", 0, OPTION_FLAG, &b->json, NULL, "a line a figure: name, value, unit", 0, 0, NULL},
+        {.name = NULL},
+    };
+    memcpy(o, table, sizeof table);
+}
+
+void bench_compose_help(void)
+{
+    struct bench b;
+    struct option o[MAX_OPTIONS];
+    make_options(o, &b);
+    puts("\nweft bench compose measures strategies, with adapters of rank 16 on every attention "
+         "layer:");
+    options_help(o);
+}
+
+/* ---- a model and adapters -------------------------------------------------------------------- */
+
+/* The demo model's texts and autoencoder around a UNet of SD 1.5's widths that was never trained. */
+static int open_sd15(struct bench *b, struct err *err)
+{
+    struct source from;
+    char config[1200];
+    int width = b->demo->text->tower.width;
+    snprintf(config, sizeof config, bench_sd15_unet, width);
+    b->other = *b->demo;
+    b->other.unet = NULL;
+    memset(&b->other.sites, 0, sizeof b->other.sites);
+    b->m = &b->other;
+    int rc = source_random(&from, config, "SD 1.5", 1, err);
+    rc = rc < 0 ? rc : unet_open(&b->other.unet, b->dev, &from, &b->other.sites, err);
+    return rc < 0 ? rc : sites_finish(&b->other.sites, err);
+}
+
+static bool is_adapted(const struct site *s)
+{
+    return s->part == COMPONENT_UNET && s->layer && strstr(s->name, "attentions.");
+}
+
+static struct array values(const struct bench *b, uint64_t rows, uint64_t cols)
+{
+    return (struct array){.dtype = DT_F32, .ndim = 2, .dim = {rows, cols}, .data = b->values};
+}
+
+/* All factors share the same small values: what they are costs nothing. */
+static int bind(struct bench *b, struct use *use, const char *name, struct err *err)
+{
+    struct delta_list list = {0};
+    struct bind_report report = {0};
+    struct adapter *a = NULL;
+    int rc = 0;
+    for (int i = 0; i < b->m->sites.n && rc == 0; i++) {
+        const struct site *s = &b->m->sites.at[i];
+        if (!is_adapted(s))
+            continue;
+        struct delta *d = delta_list_add(&list, s->name, err);
+        if (!d) {
+            rc = err->code;
+            break;
+        }
+        d->kind = DELTA_PRODUCT;
+        d->scale = 1;
+        d->f[0].a = values(b, (uint64_t)s->layer->out, RANK);
+        d->f[0].b = values(b, RANK, (uint64_t)s->layer->in);
+    }
+    rc = rc < 0 ? rc : adapter_bind(&a, b->dev, &b->m->sites, &list, name, false, &report, err);
+    bind_report_release(&report);
+    delta_list_release(&list);
+    *use = (struct use){.adapter = a, .unet = .01f, .part = 1, .match = 1, .high = NAN};
+    return rc;
+}
+
+static int open_all(struct bench *b, struct err *err)
+{
+    char *demo = cli_asset("model");
+    struct device_options how = {.threads = b->threads};
+    int rc = device_open(&b->dev, "cpu", &how, err);
+    if (rc == 0 && !b->model && !demo)
+        rc = err_set(err, ERR_IO, "the demo model is not installed; name a model with --model DIR");
+    rc = rc < 0 ? rc : model_open(&b->demo, b->dev, b->model ? b->model : demo, err);
+    b->m = b->demo;
+    if (rc == 0 && b->sd15)
+        rc = open_sd15(b, err);
+    size_t most = 0;
+    for (int i = 0; rc == 0 && i < b->m->sites.n; i++)
+        if (is_adapted(&b->m->sites.at[i])) {
+            const struct layer *l = b->m->sites.at[i].layer;
+            most = (size_t)l->out > most ? (size_t)l->out : most;
+            most = (size_t)l->in > most ? (size_t)l->in : most;
+        }
+    b->values = calloc(most * RANK + 1, sizeof *b->values);
+    if (rc == 0 && !b->values)
+        rc = err_nomem(err, most * RANK * sizeof *b->values);
+    for (size_t i = 0; rc == 0 && i < most * RANK; i++)
+        b->values[i] = (float)(i * 37 % 1009) / 1009 - .5f;
+    for (int i = 0; i < MOST && rc == 0; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "adapter %d", i + 1);
+        rc = bind(b, &b->use[i], name, err);
+    }
+    rc = rc < 0 ? rc : prompt_read(&b->prompt, "a red apple", err);
+    rc = rc < 0 ? rc : prompt_read_negative(&b->negative, "", err);
+    rc = rc < 0 ? rc : generator_open(&b->g, b->m, err);
+    free(demo);
+    return rc;
+}
+
+static void close_all(struct bench *b)
+{
+    generator_close(b->g);
+    for (int i = 0; i < MOST; i++)
+        adapter_free((struct adapter *)b->use[i].adapter);
+    prompt_release(&b->prompt);
+    prompt_release(&b->negative);
+    free(b->values);
+    unet_close(b->other.unet);
+    sites_release(&b->other.sites);
+    model_close(b->demo);
+    device_close(b->dev);
+}
+
+/* ---- measuring ------------------------------------------------------------------------------- */
+
+struct cell {
+    double seconds, flops; /* of a step, on the average */
+    size_t bytes;
+};
+
+/* Stops after the steps: what comes behind them is not of interest. */
+struct watch_steps {
+    int steps;
+    double began, ended;
+};
+
+static int on_step(void *user, int done, int total)
+{
+    struct watch_steps *w = user;
+    (void)total;
+    if (done == 0)
+        w->began = cli_now();
+    w->ended = cli_now();
+    return done == w->steps;
+}
+
+static int measure(struct bench *b, const char *compose, int n, bool fold, struct cell *c,
+                   struct err *err)
+{
+    struct picture p;
+    struct cost one, two;
+    struct image im;
+    struct watch_steps w = {.steps = b->steps};
+    int side = b->m->unet->sample_size * b->m->vae->factor;
+    picture_init(&p, b->m);
+    p.prompt = &b->prompt;
+    p.negative = &b->negative;
+    p.w = p.h = side;
+    p.use = b->use;
+    p.n_use = n;
+    p.compose = compose;
+    p.fold = fold;
+    p.sampler = "ddim";
+    p.steps = 2 * b->steps; /* flops of the first half are the difference to what none cost */
+    int rc = generator_prepare(b->g, &p, 1, &two, err);
+    p.steps = b->steps;
+    rc = rc < 0 ? rc : generator_prepare(b->g, &p, 1, &one, err);
+    c->seconds = INFINITY;
+    for (int i = 0; i < 2 && rc == 0; i++) {
+        rc = generator_run(b->g, &im, on_step, &w, err);
+        rc = rc == ERR_STOPPED ? 0 : rc;
+        c->seconds = fmin(c->seconds, (w.ended - w.began) / b->steps);
+    }
+    c->flops = rc == 0 ? (two.flops - one.flops) / b->steps : 0;
+    c->bytes = rc == 0 ? one.bytes : 0;
+    return rc;
+}
+
+static void figure(const struct bench *b, const char *what, int n, const char *name, double value,
+                   const char *unit)
+{
+    char text[160];
+    snprintf(text, sizeof text, "%s, %s, %d adapter%s: %s", b->on, what, n, n == 1 ? "" : "s",
+             name);
+    bench_figure(b->json, text, value, unit);
+}
+
+/* A cell beside a step without adapters. */
+static void row(const struct bench *b, const char *compose, int n, const struct cell *c,
+                const struct cell *bare, double plan)
+{
+    double time = c->seconds / bare->seconds, flops = c->flops / bare->flops,
+           bytes = ((double)c->bytes - (double)bare->bytes) / 1e6;
+    if (!b->json) {
+        printf("%-20s %d %10.1f %8.2f %8.2f %8.1f %10.5f\n", compose, n, c->seconds * 1e3, time,
+               flops, bytes, 100 * plan / c->seconds);
+        fflush(stdout);
+        return;
+    }
+    figure(b, compose, n, "a step", c->seconds * 1e3, "ms");
+    figure(b, compose, n, "of a step without adapters", time, "times");
+    figure(b, compose, n, "operations, of the same", flops, "times");
+    figure(b, compose, n, "memory beyond it", bytes, "MB");
+    figure(b, compose, n, "planning, of a step", 100 * plan / c->seconds, "%");
+}
+
+/* What a strategy's answers cost, by themselves. */
+static double plan_seconds(const struct bench *b, const char *compose, int n, struct err *err)
+{
+    enum { TIMES = 200 };
+    struct compose *c;
+    struct compose_adapter fact[MOST] = {{0}};
+    struct compose_facts facts = {n, fact, b->steps};
+    struct action a;
+    if (compose_open(&c, compose, err) < 0)
+        return NAN;
+    for (int i = 0; i < n; i++)
+        fact[i] = (struct compose_adapter){.strength = 1, .high = NAN, .part = 1, .match = 1};
+    double t = cli_now();
+    for (int k = 0; k < TIMES && compose_start(c, &facts, err) == 0; k++)
+        for (int i = 0; i < b->steps; i++)
+            compose_next(c, &(struct compose_now){.step = i, .eval = i}, &a);
+    t = (cli_now() - t) / (TIMES * b->steps);
+    compose_close(c);
+    return t;
+}
+
+static int bench_strategies(struct bench *b, const struct cell *bare, struct err *err)
+{
+    static const char *const compose[] = {
+        "merge",   "merge:uncond=base", "merge:deepcache=3", "switch:tau=1",
+        "wswitch", "composite",         "wcomposite",        "cmlora"};
+    static const int counts[] = {1, 2, 3, 4, 5, 6, 8}, few[] = {1, 2};
+    const int *n = b->sd15 ? few : counts;
+    int n_count = b->sd15 ? 2 : (int)(sizeof counts / sizeof *counts), rc = 0;
+    if (!b->json)
+        printf("\n%-20s n         ms    times      ops       MB  planning %%\n", b->on);
+    for (size_t i = 0; i < sizeof compose / sizeof *compose && rc == 0; i++)
+        for (int k = 0; k < n_count && rc == 0; k++) {
+            struct cell c = {0};
+            rc = measure(b, compose[i], n[k], false, &c, err);
+            if (rc < 0)
+                break;
+            row(b, compose[i], n[k], &c, bare, plan_seconds(b, compose[i], n[k], err));
+        }
+    return rc;
+}
+
+/* Adapters beside the weights against the operations they must cost, and folded. */
+static int bench_branches(struct bench *b, const struct cell *bare, struct err *err)
+{
+    static const int counts[] = {1, 4, 8};
+    int rc = 0;
+    for (int k = 0; k < 3 && rc == 0; k++) {
+        struct cell beside = {0}, folded = {0};
+        rc = measure(b, "merge", counts[k], false, &beside, err);
+        rc = rc < 0 ? rc : measure(b, "merge", counts[k], true, &folded, err);
+        if (rc < 0)
+            break;
+        double time = beside.seconds / bare->seconds, flops = beside.flops / bare->flops;
+        figure(b, "beside the weights", counts[k], "time", time, "times");
+        figure(b, "beside the weights", counts[k], "operations", flops, "times");
+        figure(b, "beside the weights", counts[k], "time over operations", time / flops, "times");
+        figure(b, "folded", counts[k], "time", folded.seconds / bare->seconds, "times");
+    }
+    return rc;
+}
+
+int bench_compose(int argc, char **argv)
+{
+    struct bench b = {0};
+    struct option o[MAX_OPTIONS];
+    struct cell bare = {0};
+    struct err err;
+    const char **rest = calloc((size_t)argc + 1, sizeof *rest);
+    int n = 0;
+
+    make_options(o, &b);
+    int rc = rest ? options_parse(o, argc, argv, rest, &n, &err) : err_nomem(&err, 64);
+    if (rc == 0 && n)
+        rc = err_set(&err, ERR_ARG, "'%.60s' is no option of bench compose", rest[0]);
+    b.on = b.sd15 ? "SD 1.5 UNet" : "demo UNet";
+    b.steps = b.sd15 ? 2 : 20;
+    rc = rc < 0 ? rc : open_all(&b, &err);
+    rc = rc < 0 ? rc : measure(&b, "merge", 0, false, &bare, &err);
+    if (rc == 0)
+        figure(&b, "guided", 0, "a step", bare.seconds * 1e3, "ms");
+    rc = rc < 0 ? rc : bench_branches(&b, &bare, &err);
+    rc = rc < 0 ? rc : bench_strategies(&b, &bare, &err);
+    close_all(&b);
+    free(rest);
+    return rc < 0 ? cli_fail(&err) : EXIT_DONE;
+}
