@@ -2,8 +2,9 @@
 
     python tests/golden/clip.py tiny          tests/golden/data/tiny-clip, made anew
     python tests/golden/clip.py big DIR       DIR/vit-b-32 and DIR/vit-l-14: real sizes, random weights
+    python tests/golden/clip.py of DIR OUT    a copy of a folder that is there, with its goldens
 
-tests/test_clip.c reads them; WEFT_PARITY_CLIP=DIR[:DIR…] points it at folders made by the second.
+tests/test_clip.c reads them; WEFT_PARITY_CLIP=DIR[:DIR…] points it at folders made by the others.
 """
 import json
 import os
@@ -43,6 +44,11 @@ def make(dir_, text, vision, dim, seed, size):
     pre.save_pretrained(dir_)
     for f in ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json"):
         shutil.copy(os.path.join(DEMO, f), dir_)
+    golden(dir_, model, pre, text, seed, size)
+
+
+@torch.no_grad()
+def golden(dir_, model, pre, text, seed, size):
     rng = np.random.default_rng(seed)
     out = {}
     w, h = size
@@ -75,6 +81,12 @@ def main():
                   eos_token_id=1151, pad_token_id=1151),
              dict(hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=3,
                   image_size=32, patch_size=8), 12, 5, (61, 45))
+        return
+    if sys.argv[1] == "of":
+        shutil.copytree(sys.argv[2], sys.argv[3])
+        model = CLIPModel.from_pretrained(sys.argv[3], dtype=torch.float32).eval()
+        text = model.config.text_config.to_dict()
+        golden(sys.argv[3], model, CLIPImageProcessorPil.from_pretrained(sys.argv[3]), text, 8, (150, 131))
         return
     text = dict(vocab_size=49408, num_hidden_layers=12, max_position_embeddings=77,
                 bos_token_id=49406, eos_token_id=49407, pad_token_id=49407)
