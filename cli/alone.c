@@ -61,19 +61,17 @@ void alone_release(struct alone *a)
     making_release(&a->m);
 }
 
-/* What to ask for: nothing where triggers will be put in, else what the thing is called. */
-static int find_prompt(const struct making *m, const struct repo_adapter *a, const char *given,
-                       char **out, struct err *err)
+int alone_words(const struct making *m, const struct repo_adapter *a, char **out, struct err *err)
 {
     struct texts triggers = {0};
     int rc = repo_texts(m->repo, a->key, REPO_TRIGGERS, &triggers, err);
-    const char *text = given ? given : triggers.n ? "" : a->class_word ? a->class_word : a->name;
+    const char *text = triggers.n ? triggers.item[0] : a->class_word ? a->class_word : a->name;
     *out = rc < 0 ? NULL : strdup(text);
     for (char *s = *out; s && text == a->name && *s; s++)
         if (strchr("_()[]<>:\\|", *s))
             *s = ' '; /* words, nothing that a prompt would follow */
     texts_release(&triggers);
-    return rc < 0 ? rc : *out ? 0 : err_nomem(err, strlen(text));
+    return rc < 0 ? rc : *out ? 0 : err_nomem(err, 64);
 }
 
 static int check_fit(const struct making *m, const struct repo_adapter *a, struct err *err)
@@ -96,7 +94,10 @@ int alone_open(struct alone *a, const struct repo_adapter *adapter, struct pictu
     struct making *m = &a->m;
     char *text = NULL;
     int rc = check_fit(m, adapter, err);
-    rc = rc < 0 ? rc : find_prompt(m, adapter, a->prompt, &text, err);
+    if (rc == 0 && !a->prompt)
+        rc = alone_words(m, adapter, &text, err);
+    else if (rc == 0 && !(text = strdup(a->prompt)))
+        rc = err_nomem(err, strlen(a->prompt));
     rc = rc < 0 ? rc : making_request(m, text, err);
     rc = rc < 0 ? rc : request_add_adapter(&m->r, adapter->id, err);
     rc = rc < 0 ? rc : making_load(m, err);

@@ -28,6 +28,8 @@ int alone_parse(struct alone *a, const struct option *o, int argc, char **argv, 
 /* Opens it for writing. */
 int alone_repository(struct alone *a, struct err *err);
 int alone_model(struct alone *a, struct err *err);
+/* What calls an adapter: its first group of trigger words, else its class word, else its name. A new string. */
+int alone_words(const struct making *m, const struct repo_adapter *a, char **out, struct err *err);
 /* Loads all that this adapter needs, fills in p and opens a->m.g. ERR_MISMATCH for one that the model cannot
  * use. */
 int alone_open(struct alone *a, const struct repo_adapter *adapter, struct picture *p,

@@ -67,5 +67,4 @@ void shelf_event(void *user, const struct repo_event *e);
 /* A line of a list. */
 void adapter_line(const struct repo_adapter *a);
 
-
 #endif

@@ -59,8 +59,20 @@ int influence_init(struct influence *in, const struct model *m, const struct pic
                                                          : err_nomem(err, cells * sizeof *in->part);
 }
 
+int influence_want_pairs(struct influence *in, struct err *err)
+{
+    size_t n = (size_t)in->n_adapter + 1;
+    in->pair = calloc(n * n, sizeof *in->pair);
+    in->held = calloc(n, sizeof *in->held);
+    return in->pair && in->held ? 0 : err_nomem(err, n * n * sizeof *in->pair);
+}
+
 void influence_release(struct influence *in)
 {
+    for (int i = 0; in->held && i < in->n_adapter; i++)
+        free(in->held[i].part);
+    free(in->held);
+    free(in->pair);
     free(in->block);
     free(in->block_of);
     free(in->part);
@@ -93,6 +105,67 @@ void influence_map(const struct influence *in, int adapter, float *map)
     size_t n = (size_t)in->h * (size_t)in->w, at = (size_t)adapter * n;
     for (size_t i = 0; i < n; i++)
         map[i] = in->under[at + i] > 0 ? (float)sqrt(in->over[at + i] / in->under[at + i]) : 0;
+}
+
+static struct influence_pair *pair_of(const struct influence *in, int a, int b)
+{
+    return &in->pair[a < b ? a * in->n_adapter + b : b * in->n_adapter + a];
+}
+
+double influence_overlap(const struct influence *in, int a, int b)
+{
+    const struct influence_pair *p = pair_of(in, a, b);
+    return p->a > 0 && p->b > 0 ? p->together / sqrt(p->a * p->b) : 0;
+}
+
+double influence_cosine(const struct influence *in, int a, int b)
+{
+    const struct influence_pair *p = pair_of(in, a, b);
+    return p->a > 0 && p->b > 0 ? p->dot / sqrt(p->a * p->b) : 0;
+}
+
+static void add_pair(struct influence_pair *p, const float *a, const float *b, int places, int c)
+{
+    for (int i = 0; i < places; i++) {
+        double aa = 0, bb = 0, ab = 0;
+        for (int k = 0; k < c; k++) {
+            double x = a[i * c + k], y = b[i * c + k];
+            aa += x * x;
+            bb += y * y;
+            ab += x * y;
+        }
+        p->a += aa;
+        p->b += bb;
+        p->dot += ab;
+        p->together += sqrt(aa * bb);
+    }
+}
+
+/* What adapter k added, beside all that others added at the same layer for the same row; then it is kept for
+ * those that come after it. */
+static int add_pairs(struct influence *in, int k, const struct held *new, int places, int c,
+                     struct err *err)
+{
+    struct held *h = &in->held[k];
+    for (int j = 0; j < in->n_adapter; j++) {
+        const struct held *o = &in->held[j];
+        if (j != k && o->l == new->l && o->step == new->step && o->row == new->row)
+            add_pair(pair_of(in, j, k), j < k ? o->part : new->part, j < k ? new->part : o->part,
+                     places, c);
+    }
+    if (new->n > h->room) {
+        float *more = realloc(h->part, new->n * sizeof *more);
+        if (!more)
+            return err_nomem(err, new->n * sizeof *more);
+        h->part = more;
+        h->room = new->n;
+    }
+    memcpy(h->part, new->part, new->n * sizeof *h->part);
+    h->l = new->l;
+    h->step = new->step;
+    h->row = new->row;
+    h->n = new->n;
+    return 0;
 }
 
 /* One row of each on the host. */
@@ -141,5 +214,7 @@ int influence_add(struct influence *in, const struct adapter *a, int step, const
             in->over[k * places + i] += p;
         }
     }
-    return 0;
+    size_t n = (size_t)places * (size_t)base->c;
+    const struct held new = {.l = l, .step = step, .row = row, .part = in->host + n, .n = n};
+    return in->pair ? add_pairs(in, k, &new, places, base->c, err) : 0;
 }

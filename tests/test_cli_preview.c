@@ -203,3 +203,41 @@ Test(cli_profile, is_measured_and_kept)
     cr_expect_eq(s.code, 2);
     shell_close(&s);
 }
+
+/* ---- weft clash ------------------------------------------------------------------------------ */
+
+static double number(const json_t *j, const char *key)
+{
+    return json_real_value(json_object_get(j, key));
+}
+
+/* One adapter twice acts at the same places in the same direction and has the same weights: whatever the words,
+ * the risk is the highest there is. Two others differ in all of it. */
+Test(cli_clash, of_an_adapter_with_itself_and_with_another)
+{
+    struct shell s;
+    fill(&s);
+    weft(&s, "clash", "film", "film", "bare", "an owl", "--model", MODEL, "--json", NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    json_t *j = json_loads(s.out, 0, NULL), *pairs = json_object_get(j, "pairs");
+    cr_expect_str_eq(json_string_value(json_object_get(j, "prompt")), "an owl");
+    cr_assert_eq(json_array_size(pairs), 3, "%s", s.out);
+    json_t *self = json_array_get(pairs, 0), *other = json_array_get(pairs, 1);
+    cr_expect_float_eq(number(self, "place"), 1, 1e-4);
+    cr_expect_float_eq(number(self, "direction"), 1, 1e-4);
+    cr_expect_float_eq(number(self, "weights"), 1, 1e-4);
+    cr_expect_float_eq(number(self, "risk"), 1, 1e-4);
+    cr_expect_lt(number(other, "direction"), .9);
+    cr_expect_lt(number(other, "weights"), .9);
+    cr_expect_gt(number(other, "place"), 0);
+    cr_expect_eq(number(j, "risk"), number(self, "risk"));
+    json_decref(j);
+    weft(&s, "clash", "film", "bare", "--model", MODEL, NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    cr_expect(strstr(s.out, "try: weft render \""), "%s", s.out);
+    weft(&s, "clash", "film", "--model", MODEL, NULL);
+    cr_expect_eq(s.code, 2);
+    weft(&s, "clash", "film", "nobody", "--model", MODEL, NULL);
+    cr_expect_eq(s.code, 1);
+    shell_close(&s);
+}
