@@ -78,14 +78,19 @@ def jobs(o, m, strategies):
     """(file, prompt, adapters, seed, options): those of the sets, and of each adapter alone."""
     for s in m.sets:
         for st, seed in itertools.product(strategies, m.seeds):
-            refs = [] if st["compose"] == "none" else s["adapters"]
-            how = [] if st["compose"] in ("none", "merge") else ["--compose", st["compose"]]
+            refs, how = [m.reference(a) for a in s["adapters"]], ["--compose", st["compose"]]
+            if st["compose"] == "none":
+                refs, how = [], []
+            elif st["compose"] == "joint":  # assets/train/joint.py's, where there is one
+                refs, how = [os.path.join(o.joint, "+".join(s["adapters"]) + ".safetensors")], []
+                if not os.path.exists(refs[0]):
+                    continue
             yield (f"{key_of(s)}/{st['name']}-{seed}.png", s["prompt"], refs, seed,
                    how + m.options + s.get("options", []))
     for name in sorted({a for s in m.sets for a in s["adapters"]}):
         a = m.adapters[name]
         for seed in m.seeds:
-            yield f"alone/{name}-{seed}.png", a.get("caption", a["words"]), [name], seed, m.options
+            yield f"alone/{name}-{seed}.png", a.get("caption", a["words"]), [m.reference(name)], seed, m.options
 
 
 def prepare(o, m, strategies):
@@ -104,7 +109,7 @@ def render(o, m, strategies):
             continue
         file = os.path.join(o.work, "compose", name)
         os.makedirs(os.path.dirname(file), exist_ok=True)
-        args = [x for r in refs for x in ("-a", m.reference(r))]
+        args = [x for r in refs for x in ("-a", r)]
         out = subprocess.run([o.weft, "render", prompt, "--model", o.model, "--seed", str(seed), "-o", file,
                               "--home", os.path.join(o.work, "home"), "--json", *options, *args, *o.setting], check=True, stdout=subprocess.PIPE)
         with open(file + ".json.tmp", "wb") as f:
@@ -292,6 +297,7 @@ def main():
     p.add_argument("--model", default=os.path.join(HERE, "../../assets/model"))
     p.add_argument("--work", default=os.path.join(HERE, "../../build/eval"))
     p.add_argument("--weft", default=os.path.join(HERE, "../../build/weft"))
+    p.add_argument("--joint", default="", help="folder of adapters trained on two together, A+B.safetensors")
     p.add_argument("--setting", nargs="*", default=[], help="render: further options of weft")
     p.add_argument("--most", type=int, default=1000, help="sets of each size")
     p.add_argument("--part", type=int, default=0, help="render: this one of --of processes")
