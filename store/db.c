@@ -107,7 +107,11 @@ int db_open(struct db **out, const char *path, bool write, struct err *err)
         rc = db_script(db, "PRAGMA foreign_keys = ON", err);
     }
     if (rc == 0 && write)
-        rc = db_script(db, "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL", err);
+        rc = db_script(
+            db,
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;"
+            " PRAGMA cache_size = -65536", /* KiB at most: hashes go into indexes anywhere */
+            err);
     if (rc < 0) {
         db_close(db);
         return rc;
