@@ -237,6 +237,8 @@ static void base_layer(struct run *r, struct tensor *y, const struct layer *l,
 static void watch_branch(struct run *r, const struct watch *w, const struct layer *l,
                          const struct tensor *x, const struct branch *b)
 {
+    const struct branch *all = r->branch;
+    int n = r->n_branch;
     unsigned mark = run_mark(r);
     struct tensor xs = tensor_rows(x, b->row0, b->row1 - b->row0);
     struct tensor base = run_layer_tensor(r, l, &xs), part = run_like(r, &base);
@@ -248,6 +250,8 @@ static void watch_branch(struct run *r, const struct watch *w, const struct laye
     r->branch = &one;
     r->n_branch = 1;
     op_layer(r, &part, l, &xs, false);
+    r->branch = all;
+    r->n_branch = n;
     op_lincomb(r, &part, 2, minus, src, 0);
     if (live(r))
         w->saw(w->user, r, l, b, &base, &part);
@@ -257,15 +261,11 @@ static void watch_branch(struct run *r, const struct watch *w, const struct laye
 static void watch_layer(struct run *r, const struct layer *l, const struct tensor *x)
 {
     const struct watch *w = r->watch;
-    const struct branch *branch = r->branch;
-    int n = r->n_branch;
     r->watch = NULL;
-    for (int i = 0; i < n && l->site >= 0; i++)
-        if (branch[i].adapter->at[l->site] && branch[i].strength != 0)
-            watch_branch(r, w, l, x, &branch[i]);
+    for (int i = 0; i < r->n_branch && l->site >= 0; i++)
+        if (r->branch[i].adapter->at[l->site] && r->branch[i].strength != 0)
+            watch_branch(r, w, l, x, &r->branch[i]);
     r->watch = w;
-    r->branch = branch;
-    r->n_branch = n;
 }
 
 void op_layer(struct run *r, struct tensor *y, const struct layer *l, const struct tensor *x,
