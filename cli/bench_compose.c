@@ -132,7 +132,7 @@ static int open_all(struct bench *b, struct err *err)
     for (size_t i = 0; rc == 0 && i < most * RANK; i++)
         b->values[i] = (float)(i * 37 % 1009) / 1009 - .5f;
     for (int i = 0; i < MOST && rc == 0; i++) {
-        char name[16];
+        char name[32];
         snprintf(name, sizeof name, "adapter %d", i + 1);
         rc = bind(b, &b->use[i], name, err);
     }
