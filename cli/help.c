@@ -64,7 +64,7 @@ static int run(const struct command *self, int argc, char **argv)
     if (argc < 2) {
         puts("weft: find, trust and combine your LoRAs; native, offline\n");
         for (int i = 0; commands[i]; i++)
-            printf("  %-38s%s\n", commands[i]->usage, commands[i]->about);
+            printf("  %-40s%s\n", commands[i]->usage, commands[i]->about);
         puts("\n`weft help COMMAND` is complete. `weft --version` says which this is.");
         return EXIT_DONE;
     }
