@@ -141,14 +141,6 @@ static void set_watch(struct batch *b, int n)
             b->run->watch = &b->watch;
 }
 
-static void no_adapters(struct run *r)
-{
-    r->watch = NULL;
-    r->fold = NULL;
-    r->branch = NULL;
-    r->n_branch = 0;
-}
-
 /* ---- running --------------------------------------------------------------------------------- */
 
 /* Latents and texts of n rows, side by side. */
@@ -200,16 +192,13 @@ int batch_measure(struct batch *b, struct turn *turn, int n, bool prepare, size_
     int rc = 0;
     all_rows(b, turn, n);
     for (int k; rc == 0 && (k = next_rows(b)) > 0;) {
-        if (prepare)
-            run_prepare(b->run);
-        else
-            run_measure(b->run);
+        run_begin(b->run, prepare);
         run_rows(b, k);
         *peak = b->run->plan.peak > *peak ? b->run->plan.peak : *peak;
         *flops += b->run->flops;
         rc = run_check(b->run, err);
     }
-    no_adapters(b->run);
+    run_bare(b->run);
     return rc;
 }
 
@@ -230,6 +219,6 @@ int batch_predict(struct batch *b, struct turn *turn, int n, struct err *err)
         }
         rc = run_check(b->run, err);
     }
-    no_adapters(b->run);
+    run_bare(b->run);
     return rc;
 }

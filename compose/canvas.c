@@ -175,20 +175,12 @@ static void pixel_size(const struct canvas *c, int *h, int *w)
     *w = c->p.w < most ? c->p.w : most;
 }
 
-static void begin(struct run *r, bool prepare)
-{
-    if (prepare)
-        run_prepare(r);
-    else
-        run_measure(r);
-}
-
 int canvas_measure(struct canvas *c, struct run *pass, bool prepare, size_t *peak, double *flops,
                    struct err *err)
 {
     int h, w, f = c->m->vae->factor;
     pixel_size(c, &h, &w);
-    begin(pass, prepare);
+    run_begin(pass, prepare);
     struct tensor z = run_tensor(pass, 1, h / f, w / f, c->m->vae->latent);
     vae_decode(c->m->vae, pass, &z);
     *flops += (double)c->p.h * c->p.w / ((double)h * w) * pass->flops;
@@ -196,7 +188,7 @@ int canvas_measure(struct canvas *c, struct run *pass, bool prepare, size_t *pea
     int rc = run_check(pass, err);
     if (rc < 0 || !c->p.init)
         return rc;
-    begin(pass, prepare);
+    run_begin(pass, prepare);
     struct tensor x = run_tensor(pass, 1, c->p.h, c->p.w, 3);
     vae_encode(c->m->vae, pass, &x);
     *flops += pass->flops;

@@ -196,14 +196,6 @@ static void saw(void *user, struct run *r, const struct layer *l, const struct b
         influence_add(p->p->influence, br->adapter, 0, l, base, part, i, &r->err);
 }
 
-static void no_adapters(struct run *r)
-{
-    r->watch = NULL;
-    r->fold = NULL;
-    r->branch = NULL;
-    r->n_branch = 0;
-}
-
 int passes_measure(const struct passes *p, struct run *r, const struct fold *fold, bool prepare,
                    size_t *peak, double *flops, struct err *err)
 {
@@ -212,10 +204,7 @@ int passes_measure(const struct passes *p, struct run *r, const struct fold *fol
     const struct conditions *c = p->cond;
     int rc = 0;
     for (int i = 0; i < p->n_set && rc == 0; i++) {
-        if (prepare)
-            run_prepare(r);
-        else
-            run_measure(r);
+        run_begin(r, prepare);
         set_adapters(p, r, fold, &p->set[i], branch);
         r->watch = p->p->influence ? &watch : NULL;
         clip_text_forward(p->m->text, r, c->words, c->chunks[0].id, c->n_chunk, c->length,
@@ -224,7 +213,7 @@ int passes_measure(const struct passes *p, struct run *r, const struct fold *fol
         *flops += c->n_encode * r->flops;
         rc = run_check(r, err);
     }
-    no_adapters(r);
+    run_bare(r);
     return rc;
 }
 
@@ -239,7 +228,7 @@ int passes_encode(struct passes *p, struct run *r, const struct fold *fold, stru
         rc = conditions_encode(p->cond, p->m->text, p->p->clip_skip - 1, r,
                                &p->hidden[i * p->cond->n_text], err);
     }
-    no_adapters(r);
+    run_bare(r);
     return rc;
 }
 

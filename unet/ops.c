@@ -27,6 +27,22 @@ void run_prepare(struct run *r)
     r->preparing = true;
 }
 
+void run_begin(struct run *r, bool prepare)
+{
+    if (prepare)
+        run_prepare(r);
+    else
+        run_measure(r);
+}
+
+void run_bare(struct run *r)
+{
+    r->fold = NULL;
+    r->watch = NULL;
+    r->branch = NULL;
+    r->n_branch = 0;
+}
+
 int run_commit(struct run *r, struct err *err)
 {
     int rc = run_check(r, err);

@@ -69,6 +69,10 @@ void run_measure(struct run *r);
 /* As run_measure, and every layer met gets ready: afterwards no pass of these shapes packs or allocates,
  * and damaged weights have been found. */
 void run_prepare(struct run *r);
+/* One or the other. */
+void run_begin(struct run *r, bool prepare);
+/* From here on no adapter acts, and nothing is watched. */
+void run_bare(struct run *r);
 /* Ends measuring: makes the arena as large as what was measured (it never shrinks) and empties it. */
 int run_commit(struct run *r, struct err *err);
 /* The same for a size that was measured before (run.plan.peak). */
