@@ -128,62 +128,46 @@ static void report(const struct render *d, const char *path, const struct cost *
     json_decref(root);
 }
 
+/* e: NULL, or the receipt of the picture, which is drawn beside it. */
 static int write_picture(struct render *d, const struct image *im, const struct cost *cost,
-                         double seconds, struct err *err)
+                         double seconds, struct explain *e, struct err *err)
 {
     char *path = output_path(d, d->m.r.seed);
     int rc = path ? making_write(&d->m, path, im, err) : err_nomem(err, 64);
+    if (rc == 0 && e && d->leave_out)
+        rc = explain_leave_out(e, im, err);
+    if (rc == 0 && e)
+        rc = explain_draw(e, path, im, err);
     if (rc == 0)
-        report(d, path, cost, seconds, NULL);
+        report(d, path, cost, seconds, e);
     free(path);
     return rc;
 }
 
-/* n pictures at once, with seeds from first's up. */
+/* n pictures at once, with seeds from first's up; one where it is to be explained. */
 static int make_some(struct render *d, const struct picture *first, int n, struct err *err)
 {
     struct picture p[MAKING_HAND];
     struct image im[MAKING_HAND] = {{0}};
+    struct cost cost[MAKING_HAND];
+    struct explain e = {.m = NULL};
     double began = cli_now();
     for (int i = 0; i < n; i++) {
         p[i] = *first;
         p[i].seed += (uint64_t)i;
     }
-    int rc = making_run(&d->m, p, n, im, err);
+    int rc = d->explain ? explain_begin(&e, &d->m, p, err) : 0;
+    rc = rc < 0 ? rc : making_run(&d->m, p, n, im, err);
     double seconds = (cli_now() - began) / n;
+    for (int i = 0; i < n && rc == 0; i++)
+        cost[i] = *generator_cost(d->m.g, i);
     for (int i = 0; i < n && rc == 0; i++) {
         d->m.r.seed = p[i].seed;
-        rc = write_picture(d, &im[i], generator_cost(d->m.g, i), seconds, err);
+        rc = write_picture(d, &im[i], &cost[i], seconds, d->explain ? &e : NULL, err);
     }
     for (int i = 0; i < n; i++)
         image_release(&im[i]);
-    return rc;
-}
-
-/* One picture with its receipt. */
-static int explain_one(struct render *d, const struct picture *first, struct err *err)
-{
-    struct picture p = *first;
-    struct explain e;
-    struct image im = {0};
-    char *path = output_path(d, p.seed);
-    double began = cli_now();
-    int rc = explain_begin(&e, &d->m, &p, err);
-    if (rc == 0 && !path)
-        rc = err_nomem(err, 64);
-    rc = rc < 0 ? rc : making_run(&d->m, &p, 1, &im, err);
-    double seconds = cli_now() - began;
-    struct cost cost = d->m.cost;
-    d->m.r.seed = p.seed;
-    rc = rc < 0 ? rc : making_write(&d->m, path, &im, err);
-    if (rc == 0 && d->leave_out)
-        rc = explain_leave_out(&e, &im, err);
-    rc = rc < 0 ? rc : explain_draw(&e, path, &im, err);
-    if (rc == 0)
-        report(d, path, &cost, seconds, &e);
     explain_end(&e);
-    image_release(&im);
-    free(path);
     return rc;
 }
 
@@ -219,7 +203,7 @@ static int make_all(struct render *d, struct err *err)
     for (int done = 0, hand = rc < 0 || d->explain ? 1 : making_hand(m, &p), n;
          done < d->count && rc == 0; done += n) {
         n = d->count - done < hand ? d->count - done : hand;
-        rc = d->explain ? explain_one(d, &p, err) : make_some(d, &p, n, err);
+        rc = make_some(d, &p, n, err);
         p.seed += (uint64_t)n;
     }
     d->seed = p.seed;
