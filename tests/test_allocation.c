@@ -1,11 +1,8 @@
 /* Nothing is allocated once a picture's steps are under way: counted over the whole process, libraries included,
  * by standing in for malloc. One exception: dnnl_primitive_execute makes a table of its arguments each time, which
  * the C API gives no way to keep; what it takes must be given back before it returns. */
-#include "compose/generate.h"
-#include "store/adapter.h"
-#include "util.h"
+#include "compose_fixture.h"
 
-#include <criterion/criterion.h>
 #include <dlfcn.h>
 #include <dnnl.h>
 #include <errno.h>
@@ -124,47 +121,6 @@ static int on_step(void *user, int done, int total)
     return 0;
 }
 
-struct fixture {
-    struct device *dev;
-    struct model *m;
-    struct adapter_file *file[2];
-    struct use use[2];
-    struct prompt prompt, negative;
-};
-
-static void fixture_open(struct fixture *f)
-{
-    static const char *const path[2] = {"tests/golden/data/lora-peft.safetensors",
-                                        "tests/golden/data/lora-kohya.safetensors"};
-    struct err err;
-    f->dev = test_device("cpu");
-    cr_assert_eq(model_open(&f->m, f->dev, "tests/golden/data/tiny-sd1", &err), 0, "%s", err.msg);
-    for (int i = 0; i < 2; i++) {
-        struct bind_report report = {0};
-        struct adapter *a;
-        cr_assert_eq(adapter_file_open(&f->file[i], path[i], &err), 0, "%s", err.msg);
-        cr_assert_eq(adapter_bind(&a, f->dev, &f->m->sites, &f->file[i]->list, path[i], false,
-                                  &report, &err),
-                     0, "%s", err.msg);
-        bind_report_release(&report);
-        f->use[i] = (struct use){.adapter = a, .unet = 1, .te = .5f};
-    }
-    cr_assert_eq(prompt_read(&f->prompt, "an [owl:castle:3]", &err), 0);
-    cr_assert_eq(prompt_read_negative(&f->negative, "mist", &err), 0);
-}
-
-static void fixture_close(struct fixture *f)
-{
-    for (int i = 0; i < 2; i++) {
-        adapter_free((struct adapter *)f->use[i].adapter);
-        adapter_file_close(f->file[i]);
-    }
-    prompt_release(&f->prompt);
-    prompt_release(&f->negative);
-    model_close(f->m);
-    device_close(f->dev);
-}
-
 /* Every strategy alone, and at the end all of them together with samplers that draw noise. */
 static void check(struct fixture *f, const char *const *compose, int n)
 {
@@ -207,7 +163,7 @@ Test(allocation, none_after_the_first_step)
     void *volatile one = calloc(3, 5);
     free(one);
     cr_assert_eq(allocations(), before + 1, "malloc is not ours: nothing would be counted");
-    fixture_open(&f);
+    fixture_open(&f, "an [owl:castle:3]");
     for (size_t i = 0; i < sizeof compose / sizeof *compose; i++)
         check(&f, &compose[i], 1);
     check(&f, compose, sizeof compose / sizeof *compose);

@@ -1,4 +1,6 @@
 /* Strategies as tables of actions; and pictures made by them, bit for bit where they must agree. */
+#include "compose_fixture.h"
+
 #include "compose/compose.h"
 #include "compose/generate.h"
 #include "compose/influence.h"
@@ -336,50 +338,6 @@ Test(relevance, the_encoder_weighs)
 }
 
 /* ---- pictures -------------------------------------------------------------------------------- */
-
-enum { N_LORA = 3 };
-static const char *const loras[N_LORA] = {"tests/golden/data/lora-peft.safetensors",
-                                          "tests/golden/data/lora-kohya.safetensors",
-                                          "tests/golden/data/lora-diffusers.safetensors"};
-
-struct fixture {
-    struct device *dev;
-    struct model *m;
-    struct adapter_file *file[N_LORA];
-    struct use use[N_LORA];
-    struct prompt prompt, negative;
-};
-
-static void fixture_open(struct fixture *f, const char *prompt)
-{
-    struct err err;
-    f->dev = test_device("cpu");
-    cr_assert_eq(model_open(&f->m, f->dev, "tests/golden/data/tiny-sd1", &err), 0, "%s", err.msg);
-    for (int i = 0; i < N_LORA; i++) {
-        struct bind_report report = {0};
-        struct adapter *a;
-        cr_assert_eq(adapter_file_open(&f->file[i], loras[i], &err), 0, "%s", err.msg);
-        cr_assert_eq(adapter_bind(&a, f->dev, &f->m->sites, &f->file[i]->list, loras[i], false,
-                                  &report, &err),
-                     0, "%s", err.msg);
-        bind_report_release(&report);
-        f->use[i] = (struct use){.adapter = a, .unet = 1 - .3f * (float)i, .te = .5f};
-    }
-    cr_assert_eq(prompt_read(&f->prompt, prompt, &err), 0);
-    cr_assert_eq(prompt_read_negative(&f->negative, "mist", &err), 0);
-}
-
-static void fixture_close(struct fixture *f)
-{
-    for (int i = 0; i < N_LORA; i++) {
-        adapter_free((struct adapter *)f->use[i].adapter);
-        adapter_file_close(f->file[i]);
-    }
-    prompt_release(&f->prompt);
-    prompt_release(&f->negative);
-    model_close(f->m);
-    device_close(f->dev);
-}
 
 struct made {
     float *latent;
