@@ -133,7 +133,8 @@ class Peft:
             self.config = ShiraConfig(r=rank, random_seed=1, target_modules=CROSS)
         else:
             self.config = LoraConfig(r=rank, lora_alpha=rank, use_dora=kind == "dora",
-                                     target_modules=ATTENTION if rank <= 4 else CROSS)
+                                     target_modules=row.get("sites") or
+                                     (ATTENTION if rank <= 4 else CROSS))
         inject_adapter_in_model(self.config, unet)
         self.unet, self.params = unet, [p for p in unet.parameters() if p.requires_grad]
 
@@ -229,6 +230,16 @@ def before_and_after(before, unet, text, vae, tok, row):
     sheet(rows_, path("adapters", row["name"] + ".png"), columns=6)
 
 
+def parts(model):
+    """Text tower, autoencoder, tokenizer and denoiser of the frozen folder."""
+    def part(kind, name):
+        return kind.from_pretrained(os.path.join(model, name)).float().eval().requires_grad_(False)
+
+    return (part(CLIPTextModel, "text_encoder"), part(AutoencoderKL, "vae"),
+            CLIPTokenizer.from_pretrained(os.path.join(model, "tokenizer")),
+            part(UNet2DConditionModel, "unet").to(memory_format=torch.channels_last))
+
+
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("model")
@@ -239,13 +250,7 @@ def main():
     o = p.parse_args()
     torch.set_num_threads(1)
     os.makedirs(o.folder, exist_ok=True)
-
-    def part(kind, name):
-        return kind.from_pretrained(os.path.join(o.model, name)).float().eval().requires_grad_(False)
-
-    tok = CLIPTokenizer.from_pretrained(os.path.join(o.model, "tokenizer"))
-    text, vae = part(CLIPTextModel, "text_encoder"), part(AutoencoderKL, "vae")
-    base = part(UNet2DConditionModel, "unet").to(memory_format=torch.channels_last)
+    text, vae, tok, base = parts(o.model)
     for row in rows(o.names):
         file = os.path.join(o.folder, row["name"] + ".safetensors")
         if os.path.exists(file):
