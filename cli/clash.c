@@ -318,6 +318,7 @@ const struct command command_clash = {
         "A few steps with all of them, of the prompt (default: their trigger words) and of each "
         "one's "
         "words alone:\nhow much each acts, whether two act at the same places, and whether one "
-        "wakes where only the\nother is called. Their product is the risk. Strengths, a strategy "
-        "and a command are suggested.",
+        "wakes where only the\nother is called. Their product is the risk. Strengths and a "
+        "strategy "
+        "are suggested by rule of thumb.",
 };

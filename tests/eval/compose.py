@@ -3,6 +3,7 @@
     prepare   a repository of the manifest's adapters in WORK/home, each with its profile for this model
     render    the pictures that are not there yet: every set of adapters, strategy and seed, and each adapter alone
     table     what is shown, what it costs: WORK/compose-SPLIT.csv, .md and .json
+    clash     what weft clash says of each set beforehand, against what merge then fails to show (after table)
     sheet     WORK/compose-SPLIT.png: a row a set, a column a strategy
 
 A manifest (--manifest) names adapters and sets of them; the usual ones are manifest-dev.json and
@@ -102,12 +103,10 @@ def prepare(o, m, strategies):
 
 
 def render(o, m, strategies):
-    todo = [j for j in jobs(o, m, strategies)
-            if not os.path.exists(os.path.join(o.work, "compose", j[0] + ".json"))]
-    for i, (name, prompt, refs, seed, options) in enumerate(todo):
-        if i % o.of != o.part:
-            continue
+    for i, (name, prompt, refs, seed, options) in enumerate(jobs(o, m, strategies)):
         file = os.path.join(o.work, "compose", name)
+        if i % o.of != o.part or os.path.exists(file + ".json"):
+            continue
         os.makedirs(os.path.dirname(file), exist_ok=True)
         args = [x for r in refs for x in ("-a", r)]
         out = subprocess.run([o.weft, "render", prompt, "--model", o.model, "--seed", str(seed), "-o", file,
@@ -275,6 +274,38 @@ def table(o, m, strategies):
     print(text)
 
 
+def ranks(x):
+    """Places from the lowest on, equal ones sharing theirs."""
+    x = np.asarray(x)
+    return np.array([(x < v).sum() + ((x == v).sum() - 1) / 2 for v in x])
+
+
+def clash(o, m, strategies):
+    """Spearman's correlation of the risk, and of what it is made of, with the share of adapters that merge does not
+    show; over sets, and apart for each size."""
+    rows, told = measure(o, m, [s for s in strategies if s["name"] == "merge"]), []
+    for s in m.sets:
+        out = subprocess.run([o.weft, "clash", *(m.reference(a).rsplit(":", 1)[0] for a in s["adapters"]),
+                              s["prompt"], "--model", o.model, "--home", os.path.join(o.work, "home"),
+                              "--seed", str(m.seeds[0]), "--json", *o.setting], check=True,
+                             stdout=subprocess.PIPE)
+        pairs = json.loads(out.stdout)["pairs"]
+        failed = [1 - rows[f"{key_of(s)}/merge-{seed}.png"]["each"] for seed in m.seeds]
+        told.append({"n": len(s["adapters"]), "failed": float(np.mean(failed)),
+                     **{k: max(p[k] for p in pairs) for k in ("risk", "place", "direction")},
+                     "wakes": max(max(p["wakes"]) for p in pairs)})
+    result = {}
+    for n in ("all", *sorted({t["n"] for t in told})):
+        some = [t for t in told if n in ("all", t["n"])]
+        for k in ("risk", "place", "direction", "wakes"):
+            a, b = (ranks([t[x] for t in some]) for x in (k, "failed"))
+            r = float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else None
+            result[f"{k}, {n}"] = r
+            print(f"{k:10} {n!s:4} {len(some):4} sets  " + ("–" if r is None else f"{r:+.2f}"))
+    with open(os.path.join(o.work, f"clash-{m.name}.json"), "w") as f:
+        json.dump({"correlation": result, "sets": told}, f, indent=1)
+
+
 def sheet(o, m, strategies):
     from common import sheet as draw  # rule.py's path
     pictures, labels = [], []
@@ -287,7 +318,7 @@ def sheet(o, m, strategies):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    p.add_argument("command", choices=("prepare", "render", "table", "sheet"))
+    p.add_argument("command", choices=("prepare", "render", "table", "clash", "sheet"))
     p.add_argument("--manifest", default=os.path.join(HERE, "manifest-dev.json"))
     p.add_argument("--subset", default="", help="of a manifest that chooses sets: one of its bases")
     p.add_argument("--strategies", nargs="*", default=[], help="some of strategies.tsv")
@@ -307,7 +338,7 @@ def main():
     sys.path.insert(0, os.path.join(HERE, "../../assets/train"))
     os.makedirs(o.work, exist_ok=True)
     m = Manifest(o)
-    {"prepare": prepare, "render": render, "table": table, "sheet": sheet}[o.command](o, m, read_strategies(o.strategies))
+    {"prepare": prepare, "render": render, "table": table, "clash": clash, "sheet": sheet}[o.command](o, m, read_strategies(o.strategies))
 
 
 if __name__ == "__main__":
