@@ -26,7 +26,8 @@ struct compare {
     char *title;           /* of the sheet; owned */
     struct image *picture; /* [rows, columns] */
     int w, h;
-    int hand; /* pictures made at once */
+    int hand;        /* pictures made at once */
+    struct use *use; /* [MAKING_HAND, adapters]: theirs */
 };
 
 static void make_options(struct option *o, void *target)
@@ -77,20 +78,25 @@ static int read_axes(struct compare *c, struct err *err)
     return axis_read_values(y, "seed", c->seeds, err);
 }
 
-/* Whether a picture of another value needs nothing else loaded. */
-static bool is_light(const struct axis *a)
+/* Whether a picture of another value needs nothing else loaded. Folded weights are made of strengths. */
+static bool is_light(const struct compare *c, const struct axis *a)
 {
-    static const char *const keys[] = {"seed", "compose", "cfg", "steps", NULL};
-    int i = 0;
+    static const char *const keys[] = {"seed",     "compose", "cfg",     "steps",     "sampler",
+                                       "schedule", "eta",     "denoise", "clip-skip", NULL},
+                             *const acts[] = {"strength", "from", "to", NULL};
+    size_t n = strcspn(a->key, "/");
+    int i = 0, k = 0;
     while (keys[i] && strcmp(keys[i], a->key))
         i++;
-    return keys[i];
+    while (acts[k] && (strlen(acts[k]) != n || strncmp(acts[k], a->key, n)))
+        k++;
+    return keys[i] || (acts[k] && !c->m.r.fold);
 }
 
 /* Whether all cells use what is loaded for the sheet. */
 static bool is_loaded_once(const struct compare *c)
 {
-    return is_light(&c->axis[0]) && is_light(&c->axis[1]);
+    return is_light(c, &c->axis[0]) && is_light(c, &c->axis[1]);
 }
 
 /* ---- pictures -------------------------------------------------------------------------------- */
@@ -163,7 +169,8 @@ static void set_strategy(const struct compare *c, int i, int j, struct picture *
     }
 }
 
-static int open_cell(struct compare *c, int i, int j, struct picture *p, struct err *err)
+/* The picture of row i and column j, the k-th in hand. */
+static int open_cell(struct compare *c, int i, int j, int k, struct picture *p, struct err *err)
 {
     struct making *m = &c->m;
     int rc;
@@ -177,6 +184,11 @@ static int open_cell(struct compare *c, int i, int j, struct picture *p, struct 
     rc = rc < 0 ? rc : making_picture(m, p, err);
     if (rc == 0)
         set_strategy(c, i, j, p);
+    if (rc == 0 && is_loaded_once(c)) { /* others may be in hand */
+        struct use *own = c->use + k * m->r.n_adapter;
+        memcpy(own, m->use, (size_t)m->r.n_adapter * sizeof *own);
+        p->use = own;
+    }
     c->w = m->r.size[0];
     c->h = m->r.size[1];
     return rc;
@@ -217,14 +229,14 @@ static int announce(struct compare *c, struct err *err)
     double flops = -1;
     int columns = c->axis[0].n, n = columns * c->axis[1].n, most = 0, rc = 0;
     for (int k = 0; k < n && rc == 0 && is_loaded_once(c); k++) {
-        rc = open_cell(c, k / columns, k % columns, &p, err);
+        rc = open_cell(c, k / columns, k % columns, 0, &p, err);
         rc = rc < 0 ? rc : generator_prepare(m->g, &p, 1, &cost, err);
         if (rc == 0 && cost.flops > flops) {
             flops = cost.flops;
             most = k;
         }
     }
-    rc = rc < 0 ? rc : open_cell(c, most / columns, most % columns, &p, err);
+    rc = rc < 0 ? rc : open_cell(c, most / columns, most % columns, 0, &p, err);
     rc = rc < 0 ? rc : making_plan(m, &p, n, err);
     c->hand = rc < 0 || !is_loaded_once(c) ? 1 : making_hand(m, &p);
     return rc;
@@ -239,7 +251,7 @@ static int make_some(struct compare *c, int first, int n, struct err *err)
     int rows = c->axis[1].n, columns = c->axis[0].n, rc = 0;
     double began = cli_now();
     for (int k = 0; k < n && rc == 0; k++)
-        rc = open_cell(c, (first + k) % rows, (first + k) / rows, &p[k], err);
+        rc = open_cell(c, (first + k) % rows, (first + k) / rows, k, &p[k], err);
     if (rc == 0 && !is_loaded_once(c))
         rc = making_plan(m, p, 0, err);
     rc = rc < 0 ? rc : making_run(m, p, n, im, err);
@@ -257,8 +269,10 @@ static int make_some(struct compare *c, int first, int n, struct err *err)
 static int make_all(struct compare *c, struct err *err)
 {
     int n = c->axis[0].n * c->axis[1].n;
+    size_t uses = (size_t)(c->m.r.n_adapter + 1) * MAKING_HAND;
     c->picture = calloc((size_t)n, sizeof *c->picture);
-    int rc = c->picture ? announce(c, err) : err_nomem(err, sizeof *c->picture);
+    c->use = calloc(uses, sizeof *c->use);
+    int rc = c->picture && c->use ? announce(c, err) : err_nomem(err, uses * sizeof *c->use);
     for (int i = 0, k; i < n && rc == 0; i += k) {
         k = n - i < c->hand ? n - i : c->hand;
         rc = make_some(c, i, k, err);
@@ -314,6 +328,7 @@ static void release(struct compare *c)
     axis_release(&c->axis[0]);
     axis_release(&c->axis[1]);
     free(c->picture);
+    free(c->use);
     free(c->base);
     free(c->title);
     making_release(&c->m);

@@ -104,12 +104,7 @@ static int open_adapter(struct making *m, int i, struct err *err)
         tell_adapter(name, f, m->adapter[i]);
     bind_report_release(&report);
     if (rc == 0)
-        m->use[i] = (struct use){.adapter = m->adapter[i],
-                                 .unet = (float)ra->unet,
-                                 .te = (float)ra->te,
-                                 .from = ra->from,
-                                 .to = ra->to,
-                                 .high = NAN};
+        m->use[i] = (struct use){.adapter = m->adapter[i], .high = NAN};
     if (rc == 0 && m->repo)
         rc = repo_profile(m->repo, f->data_sha256, m->model->fingerprint, &m->use[i].high, err);
     return rc < 0 ? rc : 0;
@@ -280,6 +275,13 @@ int making_picture(struct making *m, struct picture *p, struct err *err)
     const char *s = m->r.schedule, *rng = m->r.rng;
     int rc = 0;
     picture_init(p, m->model);
+    for (int i = 0; i < m->r.n_adapter; i++) {
+        const struct request_adapter *a = &m->r.adapter[i];
+        m->use[i].unet = (float)a->unet;
+        m->use[i].te = (float)a->te;
+        m->use[i].from = a->from;
+        m->use[i].to = a->to;
+    }
     if (!m->r.size[0]) {
         m->r.size[0] = p->w;
         m->r.size[1] = p->h;

@@ -70,7 +70,7 @@ int making_request(struct making *m, const char *prompt, struct err *err);
 int making_model(struct making *m, struct err *err);
 /* Prompts, device, model, adapters, their words and the picture to start from. */
 int making_load(struct making *m, struct err *err);
-/* The request as the generator takes it; its size becomes known. */
+/* The request as the generator takes it; its size becomes known. p->use is m->use. */
 int making_picture(struct making *m, struct picture *p, struct err *err);
 /* Plans p (m->cost), says on stderr what it will take, and refuses what has no room. n_picture: how many such
  * pictures there will be; 0: says nothing. */
