@@ -44,8 +44,10 @@ static void all_rows(struct batch *b, struct turn *turn, int n)
 {
     b->n_todo = 0;
     for (int i = 0; i < n; i++)
-        for (int k = 0, rows = turn[i].of->cond->n_row; k < turn[i].a->n_pass * rows; k++)
-            b->todo[b->n_todo++] = (struct place){&turn[i], k / rows, k % rows};
+        for (int pass = 0; pass < turn[i].a->n_pass; pass++)
+            for (int row = 0; row < turn[i].of->cond->n_row; row++)
+                if (passes_run(turn[i].of, &turn[i].a->pass[pass], row))
+                    b->todo[b->n_todo++] = (struct place){&turn[i], pass, row};
 }
 
 /* The next rows that go together, into b->at: whole passes first, since short ones may need what they keep.

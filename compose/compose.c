@@ -6,14 +6,10 @@
 #include <string.h>
 
 extern const struct compose_strategy strategy_merge, strategy_switch, strategy_composite,
-    strategy_cmlora, strategy_wswitch, strategy_wcomposite;
-const struct compose_strategy *const compose_strategies[] = {&strategy_merge,
-                                                             &strategy_switch,
-                                                             &strategy_composite,
-                                                             &strategy_cmlora,
-                                                             &strategy_wswitch,
-                                                             &strategy_wcomposite,
-                                                             NULL};
+    strategy_cmlora, strategy_wswitch, strategy_wcomposite, strategy_superpose;
+const struct compose_strategy *const compose_strategies[] = {
+    &strategy_merge,   &strategy_switch,     &strategy_composite, &strategy_cmlora,
+    &strategy_wswitch, &strategy_wcomposite, &strategy_superpose, NULL};
 
 /* Options that every strategy takes, behind its own. */
 enum { UNCOND, DEEPCACHE };
@@ -160,15 +156,18 @@ int compose_start(struct compose *c, const struct compose_facts *facts, struct e
         return err_set(err, ERR_ARG, "%d adapters: %s takes up to %d", facts->n_adapter,
                        c->strategy->name, COMPOSE_MAX_ADAPTERS);
     c->facts = *facts;
-    for (int i = 0; i < COMPOSE_MAX_ADAPTERS; i++)
+    for (int i = 0; i <= COMPOSE_MAX_ADAPTERS; i++)
         c->kept[i].step = -1;
     return 0;
 }
 
-static bool same_acts(const struct kept *k, const struct pass_act *a, int n)
+/* Whether a slot holds what the pass would make, in both halves that count. */
+static bool holds(const struct kept *k, const struct pass *p, const struct pass_act *a)
 {
-    bool same = k->n_act == n;
-    for (int i = 0; i < n && same; i++)
+    bool same = k->n_act == p->n_act;
+    for (int half = 0; half < 2; half++)
+        same = same && (k->half[half] || p->mix[half] == 0);
+    for (int i = 0; i < p->n_act && same; i++)
         same = k->act[i].adapter == a[i].adapter && k->act[i].w[0] == a[i].w[0] &&
                k->act[i].w[1] == a[i].w[1];
     return same;
@@ -185,16 +184,34 @@ static void set_deep(struct compose *c, const struct compose_now *now, struct ac
         const struct pass_act *act = &a->act[p->act0];
         if (interval > 1 && p->deep == DEEP_PLAIN)
             p->deep = now->step / interval == k->step / interval ? DEEP_REUSE : DEEP_KEEP;
-        if (p->deep == DEEP_REUSE &&
-            (k->step < 0 || now->texts != k->texts || !same_acts(k, act, p->n_act)))
+        if (p->deep == DEEP_REUSE && (k->step < 0 || now->texts != k->texts || !holds(k, p, act)))
             p->deep = DEEP_KEEP;
         if (p->deep != DEEP_KEEP)
             continue;
         k->step = now->step;
         k->texts = now->texts;
+        for (int half = 0; half < 2; half++)
+            k->half[half] = p->mix[half] != 0;
         k->n_act = p->n_act;
         memcpy(k->act, act, (size_t)p->n_act * sizeof *act);
     }
+}
+
+/* Where no adapter acts in the unconditional half it is the same in all passes: one pass makes it, a whole one if
+ * there is any. */
+static void bare_uncond(struct action *a)
+{
+    int whole = 0;
+    double mix = 0;
+    for (int i = 0; i < a->n_act; i++)
+        a->act[i].w[HALF_UNCOND] = 0;
+    while (whole < a->n_pass && a->pass[whole].deep == DEEP_REUSE)
+        whole++;
+    for (int i = 0; i < a->n_pass; i++) {
+        mix += a->pass[i].mix[HALF_UNCOND];
+        a->pass[i].mix[HALF_UNCOND] = 0;
+    }
+    a->pass[whole < a->n_pass ? whole : 0].mix[HALF_UNCOND] = mix;
 }
 
 void compose_next(struct compose *c, const struct compose_now *now, struct action *a)
@@ -210,8 +227,8 @@ void compose_next(struct compose *c, const struct compose_now *now, struct actio
         c->strategy->plan(c, now, here, n, a);
     else
         action_pass(a, 1);
-    for (int i = 0; i < a->n_act && c->common[UNCOND] == 1; i++)
-        a->act[i].w[HALF_UNCOND] = 0;
+    if (c->common[UNCOND] == 1)
+        bare_uncond(a);
     set_deep(c, now, a);
 }
 

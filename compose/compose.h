@@ -62,13 +62,13 @@ enum deep {
 
 struct pass {
     int act0, n_act; /* of the action's acts */
-    double mix[2];   /* weight of its output in the mix, one a half */
+    double mix[2];   /* weight of its output in the mix, one a half; 0: that half is not run */
     enum deep deep;
-    int slot; /* below the number of adapters, or 0 */
+    int slot; /* up to the number of adapters */
 };
 
 struct action {
-    struct pass pass[COMPOSE_MAX_ADAPTERS];
+    struct pass pass[COMPOSE_MAX_ADAPTERS + 1];
     struct pass_act act[2 * COMPOSE_MAX_ADAPTERS];
     int n_pass, n_act;
 };
@@ -104,9 +104,10 @@ struct compose {
     struct kept {                  /* what each slot holds */
         int step;                  /* of the pass that kept it, -1: nothing */
         unsigned texts;
+        bool half[2]; /* those it ran */
         int n_act;
         struct pass_act act[COMPOSE_MAX_ADAPTERS];
-    } kept[COMPOSE_MAX_ADAPTERS];
+    } kept[COMPOSE_MAX_ADAPTERS + 1];
 };
 
 /* Reads NAME[:key=value,...]. ERR_ARG names what is wrong and what is known. */

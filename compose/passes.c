@@ -10,6 +10,11 @@ enum half passes_half(const struct passes *p, int row)
     return p->guided && row == 0 ? HALF_UNCOND : HALF_COND;
 }
 
+bool passes_run(const struct passes *p, const struct pass *q, int row)
+{
+    return q->mix[passes_half(p, row)] != 0;
+}
+
 /* ---- texts ----------------------------------------------------------------------------------- */
 
 static struct text_set set_of(const struct passes *p, const struct action *a, const struct pass *q,
@@ -55,7 +60,8 @@ static bool same_kind(const struct action *a, const struct action *b)
 {
     bool same = a->n_pass == b->n_pass && a->n_act == b->n_act;
     for (int i = 0; i < a->n_pass && same; i++)
-        same = a->pass[i].n_act == b->pass[i].n_act && a->pass[i].deep == b->pass[i].deep;
+        same = a->pass[i].n_act == b->pass[i].n_act && a->pass[i].deep == b->pass[i].deep &&
+               !a->pass[i].mix[0] == !b->pass[i].mix[0] && !a->pass[i].mix[1] == !b->pass[i].mix[1];
     for (int i = 0; i < a->n_act && same; i++) {
         const double *v = a->act[i].w, *w = b->act[i].w;
         same = a->act[i].adapter == b->act[i].adapter && !v[0] == !w[0] && !v[1] == !w[1] &&
@@ -96,6 +102,8 @@ static int note_sets(struct passes *p, const struct action *a, struct err *err)
 {
     for (int i = 0; i < a->n_pass; i++)
         for (int half = p->guided ? HALF_UNCOND : HALF_COND; half <= HALF_COND; half++) {
+            if (a->pass[i].mix[half] == 0)
+                continue;
             struct text_set s = set_of(p, a, &a->pass[i], (enum half)half);
             if (find_set(p, &s) < p->n_set)
                 continue;
@@ -109,7 +117,10 @@ static int note_sets(struct passes *p, const struct action *a, struct err *err)
 
 static int note(struct passes *p, const struct action *a, int eval, struct err *err)
 {
-    int rows = a->n_pass * p->cond->n_row;
+    int rows = 0;
+    for (int i = 0; i < a->n_pass; i++)
+        for (int k = 0; k < p->cond->n_row; k++)
+            rows += passes_run(p, &a->pass[i], k);
     p->total += rows;
     p->rows = p->rows > rows ? p->rows : rows;
     for (int i = 0; i < a->n_pass; i++)

@@ -58,6 +58,8 @@ int passes_encode(struct passes *p, struct run *r, const struct fold *fold, stru
 void passes_release(struct passes *p);
 
 enum half passes_half(const struct passes *p, int row);
+/* Whether a pass of an action runs that row. */
+bool passes_run(const struct passes *p, const struct pass *q, int row);
 /* What a row of an action looks at in a step. */
 const struct tensor *passes_text(const struct passes *p, const struct action *a, int pass, int row,
                                  int step);

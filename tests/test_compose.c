@@ -95,6 +95,73 @@ Test(compose, composite_is_the_mean_of_each_alone)
     compose_close(c);
 }
 
+/* base + sum of (adapter - base), base being the pass before the adapters'. */
+Test(compose, superpose_sums_what_each_changes)
+{
+    struct compose *c = start("superpose", 3, NULL);
+    struct action a = next(c, 7);
+    cr_assert_eq(a.n_pass, 4);
+    cr_assert_eq(a.n_act, 3);
+    cr_expect_eq(a.pass[0].n_act, 0);
+    cr_expect_eq(a.pass[0].slot, 3);
+    for (int half = 0; half < 2; half++)
+        cr_expect_eq(a.pass[0].mix[half], -2);
+    for (int i = 0; i < 3; i++) {
+        cr_expect_eq(a.pass[i + 1].n_act, 1);
+        cr_expect_eq(a.pass[i + 1].slot, i);
+        cr_expect_eq(a.act[i].adapter, i);
+        cr_expect_eq(a.pass[i + 1].mix[HALF_COND], 1);
+    }
+    compose_close(c);
+
+    c = start("superpose:scale=0.25", 4, NULL);
+    a = next(c, 0);
+    cr_expect_eq(a.n_pass, 4, "the mean, without a pass of its own for what counts nothing");
+    cr_expect_eq(a.pass[3].mix[HALF_COND], .25);
+    compose_close(c);
+
+    c = start("superpose", COMPOSE_MAX_ADAPTERS, NULL);
+    cr_expect_eq(next(c, 0).n_pass, COMPOSE_MAX_ADAPTERS + 1);
+    compose_close(c);
+}
+
+/* No adapter acts in it, so one pass runs it for all: a whole one, where there is one. */
+Test(compose, a_bare_unconditional_half_runs_once)
+{
+    static const struct {
+        const char *text;
+        int n, pass; /* which runs it */
+    } row[] = {{"superpose:uncond=base", 3, 0},
+               {"composite:uncond=base", 3, 0},
+               {"merge:uncond=base", 2, 0}};
+    for (size_t k = 0; k < sizeof row / sizeof *row; k++) {
+        struct compose *c = start(row[k].text, row[k].n, NULL);
+        struct action a = next(c, 0);
+        for (int i = 0; i < a.n_pass; i++) {
+            cr_expect_float_eq(a.pass[i].mix[HALF_UNCOND], i == row[k].pass, 1e-12, "%s",
+                               row[k].text);
+            for (int j = 0; j < a.n_act; j++)
+                cr_expect_eq(a.act[j].w[HALF_UNCOND], 0);
+        }
+        compose_close(c);
+    }
+    struct compose *c = start("cmlora:uncond=base", 3, NULL);
+    for (int step = 0; step < 20; step++) {
+        struct action a = next(c, step);
+        int whole = 0;
+        double mix = 0;
+        for (int i = 0; i < a.n_pass; i++) {
+            mix += a.pass[i].mix[HALF_UNCOND];
+            whole += a.pass[i].deep != DEEP_REUSE;
+        }
+        cr_expect_float_eq(mix, 1, 1e-12);
+        for (int i = 0; i < a.n_pass && whole; i++)
+            cr_expect(a.pass[i].mix[HALF_UNCOND] == 0 || a.pass[i].deep != DEEP_REUSE, "step %d",
+                      step);
+    }
+    compose_close(c);
+}
+
 /* Those outside their steps are not there: composite divides by those that are. */
 Test(compose, step_windows_hold_for_all)
 {
@@ -393,6 +460,7 @@ Test(compose, one_adapter_is_itself_in_all)
     cr_expect(same(&f, "merge", 1, "composite", 1));
     cr_expect(same(&f, "merge", 1, "composite:deepcache=1", 1));
     cr_expect(same(&f, "merge", 1, "cmlora:interval=1", 1));
+    cr_expect(same(&f, "merge", 1, "superpose", 1));
     cr_expect(same(&f, "composite", 3, "cmlora:interval=1,weights=equal", 3));
     cr_expect(!same(&f, "composite", 3, "cmlora:weights=equal", 3));
     cr_expect(same(&f, "merge", 2, "merge:uncond=adapted", 2));
@@ -463,7 +531,7 @@ Test(compose, batches_change_nothing)
 
 /* Pictures made together, as different as they come: strategies, adapters, prompts of one chunk and two,
  * samplers with one evaluation a step and two, sizes, guidance or none, lengths. */
-enum { TOGETHER = 10 };
+enum { TOGETHER = 11 };
 static const struct {
     const char *compose, *prompt, *sampler;
     int first, n, steps, w;
@@ -474,6 +542,7 @@ static const struct {
     {"switch:tau=2", "an owl", NULL, 0, 3, 6, 64, 7},
     {"composite:deepcache=2", "an owl", "euler", 0, 3, 5, 64, 7},
     {"cmlora", "an owl AND a castle:0.5", NULL, 1, 2, 6, 64, 3},
+    {"superpose:uncond=base,deepcache=2", "an owl AND a castle:0.5", NULL, 0, 3, 5, 64, 7},
     {"wswitch", "an owl", "heun", 0, 2, 4, 64, 7},
     {NULL, "a red owl", "euler_a", 0, 0, 7, 64, 1},
     {"merge:uncond=base", "an owl BREAK a castle", NULL, 0, 2, 3, 64, 7},
@@ -613,14 +682,20 @@ Test(compose, costs_are_counted)
     struct fixture f;
     fixture_open(&f, "an owl");
     struct made merge = make(&f, "merge", 0, 3), comp = make(&f, "composite", 0, 3),
-                deep = make(&f, "composite:deepcache=3", 0, 3);
+                deep = make(&f, "composite:deepcache=3", 0, 3), sup = make(&f, "superpose", 0, 3),
+                bare = make(&f, "superpose:uncond=base", 0, 3);
     cr_expect_eq(merge.passes, 12);
     cr_expect_eq(comp.passes, 36);
     cr_expect_eq(deep.passes, 36);
+    cr_expect_eq(sup.passes, 48);
+    cr_expect_eq(bare.passes, 30, "four halves that see the prompt, one that does not");
+    cr_expect_lt(bare.flops, .7 * sup.flops);
     cr_expect_gt(comp.flops, 1.5 * merge.flops);
     cr_expect_lt(deep.flops, .8 * comp.flops);
     free(merge.latent);
     free(comp.latent);
     free(deep.latent);
+    free(sup.latent);
+    free(bare.latent);
     fixture_close(&f);
 }
