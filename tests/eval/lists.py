@@ -66,7 +66,7 @@ def set_prompt(adapters):
     style = [f" in {words_of(a)}" for a in adapters if a["category"] == "style"]
     if len(things) == 2:
         text = f"{things[0]} on the left and {things[1]} on the right"
-    elif len(things) == 3:
+    elif len(things) == 3 and not style:  # else longer than the text encoder reads at once
         text = f"{things[0]} on the left, {things[1]} in the middle and {things[2]} on the right"
     else:
         text = ", ".join(things[:-1]) + (" and " if len(things) > 1 else "") + things[-1]
@@ -83,6 +83,7 @@ def manifest(name, adapters, r):
             sets.append({"adapters": [a["name"] for a in s], "prompt": set_prompt(s)})
     keep = ("name", "category", "subject", "caption")
     m = {"name": name, "folder": "../../assets/adapters", "seeds": [0, 1], "sizes": list(MOST[name]),
+         "options": ["--cfg", "1.5", "--steps", "20"],  # of what was tried on dev
          "adapters": [dict({k: a[k] for k in keep}, file=a["name"] + ".safetensors",
                            words=words_of(a)) for a in adapters], "sets": sets}
     with open(os.path.join(HERE, f"manifest-{name}.json"), "w") as f:
