@@ -208,7 +208,7 @@ Test(cli_profile, is_measured_and_kept)
 
 static double number(const json_t *j, const char *key)
 {
-    return json_real_value(json_object_get(j, key));
+    return json_number_value(json_object_get(j, key));
 }
 
 /* One adapter twice acts at the same places in the same direction and has the same weights: whatever the words,
@@ -231,6 +231,11 @@ Test(cli_clash, of_an_adapter_with_itself_and_with_another)
     cr_expect_lt(number(other, "weights"), .9);
     cr_expect_gt(number(other, "place"), 0);
     cr_expect_eq(number(j, "risk"), number(self, "risk"));
+    cr_expect_str_eq(json_string_value(json_object_get(j, "compose")), "superpose:uncond=base");
+    json_t *film = json_array_get(json_object_get(j, "adapters"), 0);
+    cr_expect_geq(number(film, "from"), 1);
+    cr_expect_leq(number(film, "to"), 30);
+    cr_expect_geq(number(film, "to") - number(film, "from"), 30 * .5, "it acts in all steps");
     json_decref(j);
     weft(&s, "clash", "film", "bare", "--model", MODEL, NULL);
     cr_assert_eq(s.code, 0, "%s", s.err);

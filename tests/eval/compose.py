@@ -205,12 +205,20 @@ def interval(values, r):
     return [round(float(x), 4) for x in np.percentile(means, (2.5, 97.5))]
 
 
-def lines_of(m, strategies, rows):
-    """A line a size and strategy. Means over seeds are taken first: a set is what is drawn."""
-    r, out = np.random.default_rng(0), []
-    sizes = sorted({len(s["adapters"]) for s in m.sets})
-    for n in sizes:
+def groups(m):
+    """The sets of each size, and those of them that are of things alone where others are there too."""
+    for n in sorted({len(s["adapters"]) for s in m.sets}):
         sets = [s for s in m.sets if len(s["adapters"]) == n]
+        things = [s for s in sets if all(m.adapters[a]["category"] != "style" for a in s["adapters"])]
+        yield n, "all", sets
+        if 0 < len(things) < len(sets):
+            yield n, "things", things
+
+
+def lines_of(m, strategies, rows):
+    """A line a group of sets and strategy. Means over seeds are taken first: a set is what is drawn."""
+    r, out = np.random.default_rng(0), []
+    for n, of, sets in groups(m):
 
         def column(st, what):
             cells = [[rows.get(f"{key_of(s)}/{st['name']}-{seed}.png", {}).get(what) for seed in m.seeds]
@@ -219,7 +227,7 @@ def lines_of(m, strategies, rows):
 
         merge = {w: column({"name": "merge"}, w) for w in ("all", "each", "flops", "seconds")}
         for st in strategies:
-            line = {"n": n, "strategy": st["name"], "compose": st["compose"]}
+            line = {"n": n, "of": of, "strategy": st["name"], "compose": st["compose"]}
             for w in ("all", "each", "style", "like"):
                 v = column(st, w)
                 v = v[~np.isnan(v)]
@@ -253,7 +261,7 @@ def markdown(lines):
     yield "|" + "---|" * len(head)
     for l in lines:
         yield "| " + " | ".join([
-            str(l["n"]), l["strategy"], percent(l["all"], l["all_interval"]),
+            str(l["n"]) + (" things" if l["of"] == "things" else ""), l["strategy"], percent(l["all"], l["all_interval"]),
             percent(l["all_over_merge"], l["all_over_merge_interval"]), percent(l["each"]),
             percent(l["style"]), "–" if l["like"] is None else f"{l['like']:.3f}",
             f"{l['flops']}", f"{l['seconds']}"]) + " |"
@@ -282,26 +290,27 @@ def ranks(x):
 
 def clash(o, m, strategies):
     """Spearman's correlation of the risk, and of what it is made of, with the share of adapters that merge does not
-    show; over sets, and apart for each size."""
-    rows, told = measure(o, m, [s for s in strategies if s["name"] == "merge"]), []
+    show, and with how many more superpose does; by groups of sets."""
+    pair = ("merge", "superpose-base")
+    rows, told = measure(o, m, [s for s in strategies if s["name"] in pair]), []
     for s in m.sets:
         out = subprocess.run([o.weft, "clash", *(m.reference(a).rsplit(":", 1)[0] for a in s["adapters"]),
                               s["prompt"], "--model", o.model, "--home", os.path.join(o.work, "home"),
-                              "--seed", str(m.seeds[0]), "--json", *o.setting], check=True,
-                             stdout=subprocess.PIPE)
+                              "--seed", str(m.seeds[0]), "--json", *m.options, "--steps", "6", *o.setting],
+                             check=True, stdout=subprocess.PIPE)
         pairs = json.loads(out.stdout)["pairs"]
-        failed = [1 - rows[f"{key_of(s)}/merge-{seed}.png"]["each"] for seed in m.seeds]
-        told.append({"n": len(s["adapters"]), "failed": float(np.mean(failed)),
+        each = [np.mean([rows[f"{key_of(s)}/{st}-{seed}.png"]["each"] for seed in m.seeds]) for st in pair]
+        told.append({"failed": 1 - each[0], "gain": each[1] - each[0],
                      **{k: max(p[k] for p in pairs) for k in ("risk", "place", "direction")},
                      "wakes": max(max(p["wakes"]) for p in pairs)})
     result = {}
-    for n in ("all", *sorted({t["n"] for t in told})):
-        some = [t for t in told if n in ("all", t["n"])]
-        for k in ("risk", "place", "direction", "wakes"):
-            a, b = (ranks([t[x] for t in some]) for x in (k, "failed"))
+    for n, of, sets in (("", "all", m.sets), *groups(m)):
+        some = [told[m.sets.index(s)] for s in sets]
+        for k, y in itertools.product(("risk", "place", "direction", "wakes"), ("failed", "gain")):
+            a, b = (ranks([t[x] for t in some]) for x in (k, y))
             r = float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else None
-            result[f"{k}, {n}"] = r
-            print(f"{k:10} {n!s:4} {len(some):4} sets  " + ("–" if r is None else f"{r:+.2f}"))
+            result[f"{k}, {y}, {n} {of}"] = r
+            print(f"{k:10} {y:7} {n!s:2} {of:7} {len(some):4} sets  " + ("–" if r is None else f"{r:+.2f}"))
     with open(os.path.join(o.work, f"clash-{m.name}.json"), "w") as f:
         json.dump({"correlation": result, "sets": told}, f, indent=1)
 
