@@ -1,6 +1,6 @@
 #include "relevance.h"
 
-#include "conditions.h"
+#include "unet/prompt.h"
 
 #include <ctype.h>
 #include <math.h>
@@ -42,33 +42,17 @@ char *relevance_without(const char *text, const char *triggers)
 /* e(text), out[width]. */
 static int embed(const struct model *m, const char *text, float *out, struct err *err)
 {
-    struct prompt_chunks c = {0};
-    struct run r;
-    struct tensor y = {0};
-    float *host = NULL;
-    size_t width = (size_t)m->text->tower.width, tokens = 0;
-    int rc = prompt_chunks_make(&c, m->tokenizer, NULL, text, m->text->positions, err);
-
-    run_init(&r, m->dev);
-    for (int pass = 0; pass < 2 && rc == 0; pass++) {
-        if (pass == 0)
-            run_measure(&r);
-        y = clip_text_forward(m->text, &r, NULL, c.id, c.n_chunk, m->text->positions, 0, 0);
-        rc = pass == 0 ? run_commit(&r, err) : run_check(&r, err);
-    }
-    if (rc == 0) {
-        tokens = tensor_count(&y) / width;
-        host = malloc(tensor_count(&y) * sizeof *host);
-        rc = host ? m->dev->be->download(m->dev, host, &y, err) : err_nomem(err, tokens);
-    }
-    for (size_t k = 0; k < width && rc == 0; k++) {
+    struct prompt_chunks c;
+    float *state = NULL;
+    int width = m->text->tower.width, rc = model_text_states(m, text, &c, &state, err),
+        tokens = c.n_chunk * c.length;
+    for (int k = 0; k < width && rc == 0; k++) {
         double sum = 0;
-        for (size_t i = 0; i < tokens; i++)
-            sum += host[i * width + k];
-        out[k] = (float)(sum / (double)tokens);
+        for (int i = 0; i < tokens; i++)
+            sum += state[i * width + k];
+        out[k] = (float)(sum / tokens);
     }
-    free(host);
-    run_release(&r);
+    free(state);
     prompt_chunks_release(&c);
     return rc;
 }

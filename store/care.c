@@ -170,7 +170,7 @@ static int all_keys(struct repo *r, int64_t **key, int *n, struct err *err)
 static int verify_key(struct repo *r, int64_t key, struct repo_report *out, struct err *err)
 {
     struct repo_adapter a;
-    int rc = row_of_key(r, key, &a, err);
+    int rc = repo_at(r, key, &a, err);
     if (rc != 0) /* 1: removed meanwhile */
         return rc < 0 ? rc : 0;
     rc = verify_one(&a, out, err);
@@ -300,6 +300,43 @@ int repo_set_profile(struct repo *r, const char *data_sha256, const char *model,
     int rc = db_query(r->db, err, &q,
                       "INSERT OR REPLACE INTO profile (data_sha256, model, high) VALUES (?, ?, ?)",
                       "ssd", data_sha256, model, high);
+    rc = rc < 0 ? rc : db_next(r->db, q, err);
+    db_done(q);
+    return rc < 0 ? rc : 0;
+}
+
+/* ---- answers to texts ------------------------------------------------------------------------ */
+
+int repo_response(struct repo *r, const char *data_sha256, const char *model, double *plain,
+                  float *row, size_t n, struct err *err)
+{
+    sqlite3_stmt *q;
+    int rc = db_query(r->db, err, &q,
+                      "SELECT plain, vectors FROM response WHERE data_sha256 = ? AND model = ?",
+                      "ss", data_sha256, model);
+    rc = rc < 0 ? rc : db_next(r->db, q, err);
+    if (rc == 1 && sqlite3_column_bytes(q, 1) == (int)(n * sizeof *row)) {
+        *plain = db_number(q, 0);
+        memcpy(row, sqlite3_column_blob(q, 1), n * sizeof *row);
+    } else if (rc == 1) {
+        rc = 0; /* of another version: as if it was not there */
+    }
+    db_done(q);
+    return rc < 0 ? rc : !rc;
+}
+
+int repo_set_response(struct repo *r, const char *data_sha256, const char *model, double plain,
+                      const float *row, size_t n, struct err *err)
+{
+    sqlite3_stmt *q;
+    if (!r->write)
+        return 0;
+    int rc = db_query(r->db, err, &q,
+                      "INSERT OR REPLACE INTO response (data_sha256, model, plain, vectors) "
+                      "VALUES (?1, ?2, ?3, ?4)",
+                      "ssd", data_sha256, model, plain);
+    if (rc == 0 && sqlite3_bind_blob(q, 4, row, (int)(n * sizeof *row), SQLITE_STATIC) != SQLITE_OK)
+        rc = err_nomem(err, n * sizeof *row);
     rc = rc < 0 ? rc : db_next(r->db, q, err);
     db_done(q);
     return rc < 0 ? rc : 0;

@@ -368,7 +368,7 @@ static int tell_hits(struct repo *r, const char *sql, const char *query, int64_t
     struct repo_adapter a;
     int stop = 0, rc = db_query(r->db, err, &q, sql, "si", query, *left);
     while (rc == 0 && !stop && (rc = db_next(r->db, q, err)) == 1) {
-        rc = row_of_key(r, sqlite3_column_int64(q, 0), &a, err);
+        rc = repo_at(r, sqlite3_column_int64(q, 0), &a, err);
         if (rc == 0) {
             stop = each(user, &a, db_number(q, 2), db_text(q, 1));
             repo_adapter_release(&a);

@@ -131,7 +131,7 @@ static int places_fill(struct repo *r, struct places *p,
     for (int i = 0; i < p->n && rc == 0; i++) {
         if (progress && progress(user, i, p->n))
             return err_set(err, ERR_STOPPED, "stopped");
-        rc = row_of_key(r, p->at[i].a.key, &p->at[i].a, err);
+        rc = repo_at(r, p->at[i].a.key, &p->at[i].a, err);
         rc = rc < 0 ? rc : place_fill(r, &p->at[i], err);
         if (skipped && rc == 0 && !p->at[i].usable)
             ++*skipped;
@@ -172,9 +172,9 @@ static int try_pair(struct repo *r, const struct place *x, const struct place *y
         return err_nomem(err, ((size_t)*n + 1) * sizeof *p);
     *list = p;
     p[*n] = (struct near){.cosine = c, .ratio = y->norm / x->norm};
-    int rc = row_of_key(r, both ? x->a.key : y->a.key, &p[*n].a, err);
+    int rc = repo_at(r, both ? x->a.key : y->a.key, &p[*n].a, err);
     if (rc == 0 && both)
-        rc = row_of_key(r, y->a.key, &p[*n].b, err);
+        rc = repo_at(r, y->a.key, &p[*n].b, err);
     ++*n;
     return rc < 0 ? rc : 0;
 }

@@ -83,6 +83,8 @@ int repo_need(struct repo *r, const char *ref, struct repo_adapter *out, struct 
 /* The one with these tensors whose file is there, if any: 0 or 1. */
 int repo_find_data(struct repo *r, const char *data_sha256, struct repo_adapter *out,
                    struct err *err);
+/* The one with that key: 0, or 1 where it is gone. */
+int repo_at(struct repo *r, int64_t key, struct repo_adapter *out, struct err *err);
 /* That the file is still what was added: same size and time, or else the same tensors by their hash.
  * ERR_MISMATCH or ERR_IO say what to do. */
 int repo_check(struct repo *r, const struct repo_adapter *a, struct err *err);
@@ -114,6 +116,13 @@ int repo_profile(struct repo *r, const char *data_sha256, const char *model, dou
                  struct err *err);
 int repo_set_profile(struct repo *r, const char *data_sha256, const char *model, double high,
                      struct err *err);
+/* What it answers to texts with that model (retrieve/response.h): 0 found, 1 not. *plain is NAN for one that is
+ * silent; row [n] floats, of which as many must have been kept. And keeps it; where the repository is only read, does
+ * nothing. */
+int repo_response(struct repo *r, const char *data_sha256, const char *model, double *plain,
+                  float *row, size_t n, struct err *err);
+int repo_set_response(struct repo *r, const char *data_sha256, const char *model, double plain,
+                      const float *row, size_t n, struct err *err);
 /* Metadata of the file and what lay beside it, each a JSON object or NULL. New strings. */
 int repo_metadata(struct repo *r, int64_t key, char **file, char **beside, struct err *err);
 

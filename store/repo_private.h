@@ -48,7 +48,6 @@ int row_read(struct repo *r, sqlite3_stmt *q, struct repo_adapter *a, struct err
 /* Runs a query for one adapter: 0 found, 1 not. */
 int row_one(struct repo *r, struct repo_adapter *a, struct err *err, const char *sql,
             const char *types, const char *value);
-int row_of_key(struct repo *r, int64_t key, struct repo_adapter *a, struct err *err);
 /* Takes a file in within a transaction: a new row, or the renewed one of its path. Sets status, name, id
  * and reason. */
 int row_take(struct repo *r, struct intake *in, struct err *err);

@@ -80,7 +80,7 @@ int row_one(struct repo *r, struct repo_adapter *a, struct err *err, const char 
     return rc;
 }
 
-int row_of_key(struct repo *r, int64_t key, struct repo_adapter *a, struct err *err)
+int repo_at(struct repo *r, int64_t key, struct repo_adapter *a, struct err *err)
 {
     char text[24];
     snprintf(text, sizeof text, "%lld", (long long)key);

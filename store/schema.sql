@@ -124,3 +124,14 @@ CREATE TABLE profile (
     high         REAL NOT NULL,
     PRIMARY KEY (data_sha256, model)
 ) WITHOUT ROWID;
+
+-- migration 4
+
+-- What an adapter answers to texts with a model (retrieve/response.h), by the hashes of both.
+CREATE TABLE response (
+    data_sha256  TEXT NOT NULL,
+    model        TEXT NOT NULL,             -- its fingerprint
+    plain        REAL,                      -- NULL: it leaves the cross attentions alone
+    vectors      BLOB NOT NULL,             -- RESPONSE_ROWS * width floats
+    PRIMARY KEY (data_sha256, model)
+) WITHOUT ROWID;

@@ -91,6 +91,9 @@ void adapter_free(struct adapter *a);
  * two layers. */
 int adapter_weigh(struct adapter *a, const struct sites *sites, const struct lbw *b,
                   struct err *err);
+/* w [out, in * kh * kw] += strength * dW of one delta on l's own weight, and bias [out] (NULL: not wanted) likewise. */
+int bound_add(const struct bound *b, const struct layer *l, float *w, float *bias, float strength,
+              struct err *err);
 /* Bytes its factors take once packed. */
 size_t adapter_bytes(const struct adapter *a);
 

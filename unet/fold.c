@@ -54,12 +54,11 @@ static int folded_new(struct layer **out, const struct layer *l, struct err *err
     return 0;
 }
 
-/* c += strength * what b does to the model's own l. */
-static int add_bound(struct layer *c, const struct layer *l, const struct bound *b, float strength,
-                     struct err *err)
+int bound_add(const struct bound *b, const struct layer *l, float *w, float *bias, float strength,
+              struct err *err)
 {
     struct form own, *f = (struct form *)&b->form;
-    float *w0 = NULL, *bias = (float *)c->b.data;
+    float *w0 = NULL;
     int rc = 0;
 
     if (b->simple) { /* has no form yet */
@@ -72,9 +71,9 @@ static int add_bound(struct layer *c, const struct layer *l, const struct bound 
                 : err_nomem(err, array_count(&l->w) * sizeof *w0);
     }
     if (rc == 0)
-        rc = form_add(f, w0 ? w0 : c->w.data, (float *)c->w.data, 0, l->out, strength, err);
-    for (int i = 0; i < l->out && rc == 0 && f->bias; i++)
-        bias[i] += strength * f->bias[i];
+        rc = form_add(f, w0 ? w0 : w, w, 0, l->out, strength * b->factor, err);
+    for (int i = 0; i < l->out && rc == 0 && f->bias && bias; i++)
+        bias[i] += strength * b->factor * f->bias[i];
     if (b->simple)
         form_release(f);
     free(w0);
@@ -86,7 +85,8 @@ static int fold_layer(struct fold *f, const struct site *site, int s, const stru
 {
     int rc = f->at[s] ? 0 : folded_new(&f->at[s], site->layer, err);
     for (const struct bound *b = a->at[s]; b && rc == 0; b = b->next)
-        rc = add_bound(f->at[s], site->layer, b, strength * b->factor, err);
+        rc = bound_add(b, site->layer, (float *)f->at[s]->w.data, (float *)f->at[s]->b.data,
+                       strength, err);
     return rc;
 }
 

@@ -2,6 +2,7 @@
 
 #include "config.h"
 #include "file.h"
+#include "prompt.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -170,4 +171,28 @@ void model_close(struct model *m)
     sites_release(&m->sites);
     free(m->dir);
     free(m);
+}
+
+int model_text_states(const struct model *m, const char *text, struct prompt_chunks *c,
+                      float **state, struct err *err)
+{
+    struct run r;
+    struct tensor y = {0};
+    *state = NULL;
+    memset(c, 0, sizeof *c);
+    int rc = prompt_chunks_make(c, m->tokenizer, NULL, text, m->text->positions, err);
+    run_init(&r, m->dev);
+    for (int pass = 0; pass < 2 && rc == 0; pass++) {
+        if (pass == 0)
+            run_measure(&r);
+        y = clip_text_forward(m->text, &r, NULL, c->id, c->n_chunk, m->text->positions, 0, 0);
+        rc = pass == 0 ? run_commit(&r, err) : run_check(&r, err);
+    }
+    if (rc == 0) {
+        *state = malloc(tensor_count(&y) * sizeof **state);
+        rc = *state ? m->dev->be->download(m->dev, *state, &y, err)
+                    : err_nomem(err, tensor_count(&y) * sizeof **state);
+    }
+    run_release(&r);
+    return rc;
 }

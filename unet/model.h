@@ -43,4 +43,10 @@ struct model {
 int model_open(struct model **out, struct device *dev, const char *dir, struct err *err);
 void model_close(struct model *m);
 
+/* What the model's text encoder makes of a plain text, without adapters: *state [c->n_chunk * c->length, width] on the
+ * host, new; c is released by prompt_chunks_release also after an error. */
+struct prompt_chunks;
+int model_text_states(const struct model *m, const char *text, struct prompt_chunks *c,
+                      float **state, struct err *err);
+
 #endif
