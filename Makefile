@@ -1,7 +1,7 @@
 # weft: see README.md. `make demo` and `make test` are all a newcomer needs.
 #
 #   make            the program, build/weft
-#   make demo       two adapters in one picture of the demo model: demo.png
+#   make demo       two adapters in one picture, three ways: demo.png
 #   make test       every test            make san    the same under ASan and UBSan
 #   make check      format, include directions, warnings, cppcheck
 #   make fuzz       a million executions of each parser, with coverage
@@ -101,9 +101,10 @@ demo: deps
 	$(DEMO)
 	@echo 'demo.png was made by'
 	@echo '    $(DEMO)'
-DEMO := build/weft compare "a sks monkey on the left and a sks cucumber on the right" \
-        -a assets/adapters/monkey.safetensors -a assets/adapters/cucumber.safetensors \
-        --seed 1 --cfg 5 --cell 384 -o demo.png
+DEMO := build/weft compare "a sks lantern on the left and a sks circus tent on the right" \
+        -a assets/adapters/lantern.safetensors -a assets/adapters/circus-tent.safetensors \
+        --compose none --compose merge --compose superpose:uncond=base \
+        --seed 1 --cfg 2 --cell 384 -o demo.png
 
 .PHONY: test
 test: deps
