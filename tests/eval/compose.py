@@ -136,7 +136,7 @@ class World:
         v = self.eyes.vectors(im)
         shares = (self.eyes.scale * v @ self.eyes.names.T).softmax(-1).numpy()
         found = self.find(shares, [subjects[n] for n in things])
-        style = self.eyes.style(im)
+        style = self.eyes.style(v)
         got = {n: subjects[n] in found if n in things else style == subjects[n] for n in names}
         return got, {n: self.likeness(v, n) for n in things}
 

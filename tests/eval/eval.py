@@ -113,8 +113,8 @@ def style_scenes(o, eyes, w):
     for _ in range(max(1, o.count // 10)):
         for s in rule.STYLES:
             im = w.draw(laid_out(w), w.ground())
-            right.append(eyes.style(styles.apply(s, im)) == s)
-            plain.append(eyes.style(im) is not None)
+            right.append(eyes.style(eyes.vectors(styles.apply(s, im))) == s)
+            plain.append(eyes.style(eyes.vectors(im)) is not None)
     result = {"recall": share(right), "false": share(plain)}
     for k, v in result.items():
         say(f"styles: {k}", v)
@@ -232,7 +232,7 @@ def merges(o, eyes):
 def adapters(o, eyes):
     def shown(a, im):
         if a["category"] == "style":
-            return eyes.style(im) == a["subject"]
+            return eyes.style(eyes.vectors(im)) == a["subject"]
         return bool(find(eyes.shares(im), [a["subject"]]))
 
     lines, pictures, labels = [], [], []

@@ -70,9 +70,9 @@ class Eyes:
         """[squares, names + 1]: how each piece is divided among all names and the blob."""
         return (self.scale * self.vectors(picture) @ self.names.T).softmax(-1).numpy()
 
-    def style(self, picture):
-        """The name of the style of the whole picture, or None where it is plain."""
-        k = int((self.vectors(picture)[0] @ self.looks.T).argmax())
+    def style(self, vectors):
+        """The name of the style of the whole picture, its vectors' first, or None where it is plain."""
+        k = int((vectors[0] @ self.looks.T).argmax())
         return STYLES[k - 1] if k else None
 
 
