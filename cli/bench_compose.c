@@ -263,9 +263,16 @@ static double plan_seconds(const struct bench *b, const char *compose, int n, st
 
 static int bench_strategies(struct bench *b, const struct cell *bare, struct err *err)
 {
-    static const char *const compose[] = {
-        "merge",   "merge:uncond=base", "merge:deepcache=3", "switch:tau=1",
-        "wswitch", "composite",         "wcomposite",        "cmlora"};
+    static const char *const compose[] = {"merge",
+                                          "merge:uncond=base",
+                                          "merge:deepcache=3",
+                                          "switch:tau=1",
+                                          "wswitch",
+                                          "composite",
+                                          "wcomposite",
+                                          "cmlora",
+                                          "superpose",
+                                          "superpose:uncond=base"};
     static const int counts[] = {1, 2, 3, 4, 5, 6, 8}, few[] = {1, 2};
     const int *n = b->sd15 ? few : counts;
     int n_count = b->sd15 ? 2 : (int)(sizeof counts / sizeof *counts), rc = 0;

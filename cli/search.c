@@ -62,7 +62,7 @@ static int add_hit(void *user, const struct repo_adapter *a, double score, const
             return err_nomem(c->err, room * sizeof *more);
         c->words = more;
     }
-    c->words[c->n_words] = (struct hit){{a->key, score}, strdup(why ? why : "")};
+    c->words[c->n_words] = (struct hit){{.key = a->key, .score = score}, strdup(why ? why : "")};
     return c->words[c->n_words++].why ? 0 : err_nomem(c->err, 64);
 }
 
@@ -145,12 +145,12 @@ static void tell(struct search *c, const struct repo_adapter *a, double score)
 {
     const struct found *w = found_weights(c, a->key);
     const char *words = found_words(c, a->key);
-    char why[400];
+    char why[500];
     snprintf(why, sizeof why, "%.300s", words ? words : "");
     if (w)
         snprintf(why + strlen(why), sizeof why - strlen(why),
-                 "%sits weights answer %.1f times as loudly as to plain captions",
-                 words ? "; " : "", exp(w->score));
+                 "%sits weights answer %.1f times as loudly as to plain captions%s%s",
+                 words ? "; " : "", exp(w->score), *w->word ? ", most to " : "", w->word);
     c->shown++;
     if (c->s.json) {
         json_line(json_pack("{s:o, s:o, s:f, s:o}", "name", json_text(a->name), "id",

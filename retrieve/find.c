@@ -4,8 +4,60 @@
 #include "store/adapter.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+enum { MOST_WORDS = 16, LEAST_LETTERS = 3 };
+
+/* What is asked for: the text, and each of its words alone. */
+struct asked {
+    const struct responder *re;
+    struct query text;
+    struct query word[MOST_WORDS];
+    char name[MOST_WORDS][32];
+    int n;
+};
+
+static void asked_release(struct asked *q)
+{
+    query_release(&q->text);
+    for (int i = 0; i < q->n; i++)
+        query_release(&q->word[i]);
+}
+
+static int ask(struct asked *q, const char *text, struct err *err)
+{
+    int rc = responder_ask(q->re, text, &q->text, err);
+    for (const char *p = text; *p && rc == 0 && q->n < MOST_WORDS;) {
+        size_t skip = strspn(p, " ,.;:\"'()"), n = strcspn(p + skip, " ,.;:\"'()");
+        struct err none;
+        p += skip;
+        if (n >= LEAST_LETTERS && n < sizeof q->name[0]) {
+            snprintf(q->name[q->n], sizeof q->name[0], "%.*s", (int)n, p);
+            if (responder_ask(q->re, q->name[q->n], &q->word[q->n], &none) == 0)
+                q->n++;
+            else
+                query_release(&q->word[q->n]);
+        }
+        p += n;
+    }
+    return rc;
+}
+
+static void score(const struct asked *q, const struct response *a, struct found *f)
+{
+    double best = -INFINITY;
+    f->score = response_score(q->re, a, &q->text);
+    *f->word = 0;
+    for (int i = 0; i < q->n; i++) {
+        double x = response_score(q->re, a, &q->word[i]);
+        if (x > best) {
+            best = x;
+            memcpy(f->word, q->name[i], sizeof f->word);
+        }
+    }
+}
 
 struct keys {
     int64_t *at;
@@ -56,13 +108,14 @@ static int read_file(struct repo *r, const struct model *m, const struct respond
 }
 
 /* room: [RESPONSE_ROWS, width] for what was kept. */
-static int score_one(struct repo *r, const struct model *m, const struct responder *re, int64_t key,
-                     const struct query *q, float *room, double *score, struct err *err)
+static int score_one(struct repo *r, const struct model *m, const struct asked *q, float *room,
+                     struct found *f, struct err *err)
 {
+    const struct responder *re = q->re;
     struct repo_adapter a;
     struct response kept = {.row = room}, own = {0};
-    int rc = repo_at(r, key, &a, err);
-    *score = -INFINITY;
+    int rc = repo_at(r, f->key, &a, err);
+    f->score = -INFINITY;
     if (rc != 0)
         return rc < 0 ? rc : 0;
     rc = repo_response(r, a.data_sha256, m->fingerprint, &kept.plain, room,
@@ -71,7 +124,7 @@ static int score_one(struct repo *r, const struct model *m, const struct respond
     if (rc == 1)
         rc = read_file(r, m, re, &a, &own, err);
     if (rc == 0)
-        *score = response_score(re, own.row || own.silent ? &own : &kept, q);
+        score(q, own.row || own.silent ? &own : &kept, f);
     response_release(&own);
     repo_adapter_release(&a);
     return rc;
@@ -85,19 +138,18 @@ static int best_first(const void *a, const void *b)
     return (x->key > y->key) - (x->key < y->key);
 }
 
-static int score_all(struct repo *r, const struct model *m, const struct responder *re,
-                     const struct keys *k, const struct query *q,
-                     int (*progress)(void *user, int done, int total), void *user,
-                     struct found *out, int *n, int *skipped, struct err *err)
+static int score_all(struct repo *r, const struct model *m, const struct keys *k,
+                     const struct asked *q, int (*progress)(void *user, int done, int total),
+                     void *user, struct found *out, int *n, int *skipped, struct err *err)
 {
-    float *room = malloc((size_t)RESPONSE_ROWS * (size_t)responder_width(re) * sizeof *room);
-    int rc = room ? 0 : err_nomem(err, (size_t)responder_width(re));
+    float *room = malloc((size_t)RESPONSE_ROWS * (size_t)responder_width(q->re) * sizeof *room);
+    int rc = room ? 0 : err_nomem(err, (size_t)responder_width(q->re));
     for (int i = 0; i < k->n && rc == 0; i++) {
         struct found *f = &out[*n];
         if (progress && progress(user, i, k->n))
             rc = err_set(err, ERR_STOPPED, "stopped");
         f->key = k->at[i];
-        rc = rc < 0 ? rc : score_one(r, m, re, k->at[i], q, room, &f->score, err);
+        rc = rc < 0 ? rc : score_one(r, m, q, room, f, err);
         if (rc == 0 && isfinite(f->score))
             ++*n;
         else
@@ -116,18 +168,19 @@ int find_by_weights(struct repo *r, const struct model *m, const char *text,
     const struct repo_filter fits = {.context = m->text->tower.width};
     struct keys k = {.err = err};
     struct responder *re = NULL;
-    struct query q = {0};
+    struct asked q = {.n = 0};
     *out = NULL;
     *n = *skipped = 0;
     int rc = repo_list(r, &fits, add_key, &k, err);
     rc = rc < 0 ? rc : responder_open(&re, m, err);
-    rc = rc < 0 ? rc : responder_ask(re, text, &q, err);
+    q.re = re;
+    rc = rc < 0 ? rc : ask(&q, text, err);
     if (rc == 0 && !(*out = malloc(((size_t)k.n + 1) * sizeof **out)))
         rc = err_nomem(err, (size_t)k.n * sizeof **out);
-    rc = rc < 0 ? rc : score_all(r, m, re, &k, &q, progress, user, *out, n, skipped, err);
+    rc = rc < 0 ? rc : score_all(r, m, &k, &q, progress, user, *out, n, skipped, err);
     if (rc == 0)
         qsort(*out, (size_t)*n, sizeof **out, best_first);
-    query_release(&q);
+    asked_release(&q);
     responder_close(re);
     free(k.at);
     return rc;
@@ -155,7 +208,7 @@ int find_fuse(const struct found *const *list, const int *n, int lists, struct f
         return err_nomem(err, all * sizeof *f);
     for (int i = 0; i < lists; i++)
         for (int k = 0; k < n[i]; k++)
-            f[at++] = (struct found){list[i][k].key, 1.0 / (K + k + 1)};
+            f[at++] = (struct found){.key = list[i][k].key, .score = 1.0 / (K + k + 1)};
     qsort(f, all, sizeof *f, by_key);
     for (size_t i = 0; i < all; i++) {
         if (kept && f[kept - 1].key == f[i].key)

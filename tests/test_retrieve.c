@@ -15,7 +15,7 @@
 
 Test(retrieve, ranks_are_fused)
 {
-    const struct found a[] = {{7, 9}, {5, 8}, {3, 7}}, b[] = {{5, .3}, {9, .2}};
+    const struct found a[] = {{7, 9, ""}, {5, 8, ""}, {3, 7, ""}}, b[] = {{5, .3, ""}, {9, .2, ""}};
     const struct found *const list[] = {a, b};
     const int n[] = {3, 2};
     static const int64_t order[] = {5, 7, 9, 3};
@@ -248,7 +248,7 @@ Test(retrieve, words_and_weights)
     cr_assert_eq(s.code, 0, "%s", s.err);
     search(&s, "kite", NULL);
     cr_expect_str_eq(first_name(&s), "kite");
-    cr_expect(strstr(s.out, "[kite]") && strstr(s.out, "weights answer"), "%s", s.out);
+    cr_expect(strstr(s.out, "[kite]") && strstr(s.out, "most to kite"), "%s", s.out);
     search(&s, "glow", "--words-only");
     cr_expect_str_eq(first_name(&s), "tower");
     weft(&s, "search", "a kite", "--home", in(&s, "home"), "--for", MODEL, "--where",
