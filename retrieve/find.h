@@ -14,7 +14,8 @@
 struct found {
     int64_t key; /* of the adapter */
     double score;
-    char word[32]; /* the word of the text that it answers to most by itself; empty: not looked for */
+    char word
+        [32]; /* the word of the text that it answers to most by itself; empty: not looked for */
 };
 
 /* All adapters that fit the model, by their answers to the text (response.h), best first. What an adapter answers is

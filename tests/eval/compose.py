@@ -18,6 +18,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ class Manifest:
         self.adapters = {a["name"]: a for a in m["adapters"]}
         self.seeds, self.options, self.strength = m["seeds"], m.get("options", []), m.get("strength", 1)
         sets = m["sets"] if "sets" in m else list(self.chosen(m))
-        self.sets = [s for n in m["sizes"] for s in [s for s in sets if len(s["adapters"]) == n][:o.most]]
+        self.sets = [s for n in o.sizes or m["sizes"] for s in [s for s in sets if len(s["adapters"]) == n][:o.most]]
         self.name = m["name"]
 
     def chosen(self, m):
@@ -293,12 +294,17 @@ def clash(o, m, strategies):
     show, and with how many more superpose does; by groups of sets."""
     pair = ("merge", "superpose-base")
     rows, told = measure(o, m, [s for s in strategies if s["name"] in pair]), []
-    for s in m.sets:
-        out = subprocess.run([o.weft, "clash", *(m.reference(a).rsplit(":", 1)[0] for a in s["adapters"]),
-                              s["prompt"], "--model", o.model, "--home", os.path.join(o.work, "home"),
-                              "--seed", str(m.seeds[0]), "--json", *m.options, "--steps", "6", *o.setting],
-                             check=True, stdout=subprocess.PIPE)
-        pairs = json.loads(out.stdout)["pairs"]
+
+    def ask(s):
+        return subprocess.run([o.weft, "clash", *(m.reference(a).rsplit(":", 1)[0] for a in s["adapters"]),
+                               s["prompt"], "--model", o.model, "--home", os.path.join(o.work, "home"),
+                               "--seed", str(m.seeds[0]), "--json", *m.options, "--steps", "6", *o.setting],
+                              check=True, stdout=subprocess.PIPE).stdout
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        said = list(pool.map(ask, m.sets))
+    for s, out in zip(m.sets, said):
+        pairs = json.loads(out)["pairs"]
         each = [np.mean([rows[f"{key_of(s)}/{st}-{seed}.png"]["each"] for seed in m.seeds]) for st in pair]
         told.append({"failed": 1 - each[0], "gain": each[1] - each[0],
                      **{k: max(p[k] for p in pairs) for k in ("risk", "place", "direction")},
@@ -340,6 +346,7 @@ def main():
     p.add_argument("--joint", default="", help="folder of adapters trained on two together, A+B.safetensors")
     p.add_argument("--setting", nargs="*", default=[], help="render: further options of weft")
     p.add_argument("--most", type=int, default=1000, help="sets of each size")
+    p.add_argument("--sizes", nargs="*", type=int, default=[], help="only sets of so many")
     p.add_argument("--part", type=int, default=0, help="render: this one of --of processes")
     p.add_argument("--of", type=int, default=1)
     o = p.parse_args()
