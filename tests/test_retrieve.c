@@ -196,7 +196,7 @@ Test(retrieve, nameless_files_are_found)
     }
     for (int turn = 0; turn < 2; turn++) /* read from the files, then from what was kept */
         for (int i = 0; i < 6; i++) {
-            char query[80], name[8];
+            char query[80], name[16];
             snprintf(query, sizeof query, "a %s", what[i]);
             snprintf(name, sizeof name, "%d", i);
             search(&s, query, "--weights-only");
