@@ -67,6 +67,7 @@ static bool has_log(const struct db *db)
 static int open_read_only(struct db *db, struct err *err)
 {
     if (sqlite3_open_v2(db->path, &db->sql, SQLITE_OPEN_READONLY, NULL) == SQLITE_OK &&
+        sqlite3_busy_timeout(db->sql, WAIT) == SQLITE_OK &&
         sqlite3_exec(db->sql, "SELECT 1 FROM sqlite_schema", NULL, NULL, NULL) == SQLITE_OK)
         return 0;
     int rc = fail(db, err), code = sqlite3_errcode(db->sql) & 0xff;
