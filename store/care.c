@@ -328,18 +328,11 @@ int repo_response(struct repo *r, const char *data_sha256, const char *model, do
 int repo_set_response(struct repo *r, const char *data_sha256, const char *model, double plain,
                       const float *row, size_t n, struct err *err)
 {
-    sqlite3_stmt *q;
-    if (!r->write)
-        return 0;
-    int rc = db_query(r->db, err, &q,
-                      "INSERT OR REPLACE INTO response (data_sha256, model, plain, vectors) "
-                      "VALUES (?1, ?2, ?3, ?4)",
-                      "ssd", data_sha256, model, plain);
-    if (rc == 0 && sqlite3_bind_blob(q, 4, row, (int)(n * sizeof *row), SQLITE_STATIC) != SQLITE_OK)
-        rc = err_nomem(err, n * sizeof *row);
-    rc = rc < 0 ? rc : db_next(r->db, q, err);
-    db_done(q);
-    return rc < 0 ? rc : 0;
+    return !r->write ? 0
+                     : db_do(r->db, err,
+                             "INSERT OR REPLACE INTO response (data_sha256, model, plain, vectors) "
+                             "VALUES (?, ?, ?, ?)",
+                             "ssdv", data_sha256, model, plain, row, n * sizeof *row);
 }
 
 /* ---- export ---------------------------------------------------------------------------------- */

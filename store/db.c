@@ -241,6 +241,9 @@ static int bind_one(sqlite3_stmt *q, int i, char type, va_list *ap)
     case 'd':
         d = va_arg(*ap, double);
         return isnan(d) ? sqlite3_bind_null(q, i) : sqlite3_bind_double(q, i, d);
+    case 'v':
+        s = va_arg(*ap, const char *);
+        return sqlite3_bind_blob64(q, i, s, va_arg(*ap, size_t), SQLITE_TRANSIENT);
     case 's': return sqlite3_bind_text(q, i, va_arg(*ap, const char *), -1, SQLITE_TRANSIENT);
     default:
         s = va_arg(*ap, const char *);

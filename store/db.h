@@ -7,7 +7,7 @@
  *     db_done(q);
  *
  * Statements are prepared once and kept. `types` has a letter a parameter: i int64_t, d double (NaN is
- * NULL), s text or NULL, b the same stored as bytes (paths).
+ * NULL), s text or NULL, b the same stored as bytes (paths), v a pointer and a size_t of bytes.
  */
 #ifndef WEFT_DB_H
 #define WEFT_DB_H

@@ -87,18 +87,12 @@ static int load_sketch(struct repo *r, struct place *p, struct err *err)
 
 static int keep_sketch(struct repo *r, const struct place *p, int left, struct err *err)
 {
-    sqlite3_stmt *q;
-    if (!r->write)
-        return 0;
-    int rc = db_query(r->db, err, &q,
-                      "INSERT OR REPLACE INTO sketch (data_sha256, norm, left_out, sketch) "
-                      "VALUES (?1, ?2, ?3, ?4)",
-                      "sdi", p->a.data_sha256, p->norm, (int64_t)left);
-    if (rc == 0 && sqlite3_bind_blob(q, 4, p->sketch, sizeof p->sketch, SQLITE_STATIC) != SQLITE_OK)
-        rc = err_nomem(err, sizeof p->sketch);
-    rc = rc < 0 ? rc : db_next(r->db, q, err);
-    db_done(q);
-    return rc < 0 ? rc : 0;
+    return !r->write ? 0
+                     : db_do(r->db, err,
+                             "INSERT OR REPLACE INTO sketch (data_sha256, norm, left_out, sketch) "
+                             "VALUES (?, ?, ?, ?)",
+                             "sdiv", p->a.data_sha256, p->norm, (int64_t)left, p->sketch,
+                             sizeof p->sketch);
 }
 
 /* What is in the table, else from the file, which is then kept. A file that is gone, changed or holds no
