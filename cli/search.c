@@ -108,36 +108,38 @@ static int look_at_weights(struct search *c, struct err *err)
 
 /* ---- what is told ---------------------------------------------------------------------------- */
 
+static const char *const where_keys[] = {"tag:", "kind:", "base:", "category:", NULL};
+
+static int where_key(const char *where)
+{
+    int k = 0;
+    while (where_keys[k] && strncmp(where_keys[k], where, strlen(where_keys[k])))
+        k++;
+    return k;
+}
+
+static bool has_word(const char *words, const char *word)
+{
+    size_t n = strlen(word), len;
+    for (const char *p = words; *p; p += len + (p[len] == ' '))
+        if ((len = strcspn(p, " ")) == n && !strncmp(p, word, n))
+            return true;
+    return false;
+}
+
 static int is_where(struct search *c, const struct repo_adapter *a, bool *yes, struct err *err)
 {
-    static const char *const keys[] = {"tag:", "kind:", "base:", "category:", NULL};
     struct texts tags = {0};
-    const char *value;
-    int k = 0, rc = 0;
-    *yes = !c->where;
-    if (!c->where)
-        return 0;
-    while (keys[k] && strncmp(keys[k], c->where, strlen(keys[k])))
-        k++;
-    if (!keys[k])
-        return err_set(err, ERR_ARG,
-                       "--where takes tag:, kind:, base: or category: and a value, not '%.60s'",
-                       c->where);
-    value = c->where + strlen(keys[k]);
-    if (k == 0)
+    int k = c->where ? where_key(c->where) : 0, rc = 0;
+    const char *value = c->where ? c->where + strlen(where_keys[k]) : "",
+               *is = k == 2 ? a->base : a->category;
+    *yes =
+        !c->where || (k == 1 && has_word(a->kinds, value)) || (k > 1 && is && !strcmp(is, value));
+    if (c->where && k == 0)
         rc = repo_texts(c->s.r, a->key, REPO_TAGS, &tags, err);
     for (int i = 0; i < tags.n; i++)
         *yes = *yes || !strcmp(tags.item[i], value);
     texts_release(&tags);
-    if (k == 1) { /* "lora locon" */
-        const char *p = strstr(a->kinds, value);
-        size_t n = strlen(value);
-        *yes = p && (p == a->kinds || p[-1] == ' ') && (!p[n] || p[n] == ' ');
-    }
-    if (k > 1) {
-        const char *is = k == 2 ? a->base : a->category;
-        *yes = is && !strcmp(is, value);
-    }
     return rc;
 }
 
@@ -194,12 +196,6 @@ static int tell_all(struct search *c, struct err *err)
 
 /* ---- the command ----------------------------------------------------------------------------- */
 
-static int open_any(struct shelf *s, struct err *err)
-{
-    int rc = shelf_open(s, REPO_WRITE, err);
-    return rc == ERR_IO ? shelf_open(s, REPO_READ, err) : rc;
-}
-
 static int join(struct search *c, struct err *err)
 {
     size_t size = 0;
@@ -210,6 +206,10 @@ static int join(struct search *c, struct err *err)
         return err_nomem(err, size);
     if (c->weights_only && c->words_only)
         return err_set(err, ERR_ARG, "--weights-only and --words-only leave nothing");
+    if (c->where && !where_keys[where_key(c->where)])
+        return err_set(err, ERR_ARG,
+                       "--where takes tag:, kind:, base: or category: and a value, not '%.60s'",
+                       c->where);
     return 0;
 }
 
@@ -225,7 +225,8 @@ static int run(const struct command *self, int argc, char **argv)
     make_options(o, &c);
     int rc = shelf_parse(&c.s, o, argc, argv, 1, -1, "words", &err);
     rc = rc < 0 ? rc : join(&c, &err);
-    rc = rc < 0 ? rc : open_any(&c.s, &err);
+    if (rc == 0)
+        rc = c.words_only ? shelf_open(&c.s, REPO_READ, &err) : shelf_open_any(&c.s, &err);
     if (rc == 0 && !c.weights_only)
         rc = repo_search(c.s.r, c.text, c.words_only ? c.limit : MOST_WORDS, add_hit, &c, &err);
     rc = rc < 0 ? rc : err.code;

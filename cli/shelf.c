@@ -31,6 +31,12 @@ int shelf_open(struct shelf *s, enum repo_mode mode, struct err *err)
     return rc;
 }
 
+int shelf_open_any(struct shelf *s, struct err *err)
+{
+    int rc = shelf_open(s, REPO_WRITE, err);
+    return rc == ERR_IO ? shelf_open(s, REPO_READ, err) : rc;
+}
+
 int shelf_close(struct shelf *s, int rc, const struct err *err)
 {
     repo_close(s->r);

@@ -43,6 +43,8 @@ struct shelf {
 int shelf_parse(struct shelf *s, const struct option *o, int argc, char **argv, int least, int most,
                 const char *what, struct err *err);
 int shelf_open(struct shelf *s, enum repo_mode mode, struct err *err);
+/* To write in when that can be, so that what is learnt is kept, else to read. */
+int shelf_open_any(struct shelf *s, struct err *err);
 /* Closes what is open. Returns the exit code of rc, after its message. */
 int shelf_close(struct shelf *s, int rc, const struct err *err);
 

@@ -28,13 +28,6 @@ static void make_options(struct option *o, void *target)
     memcpy(o, table, sizeof table);
 }
 
-/* The repository to write in when that can be; what is learnt is kept then. */
-static int open_any(struct shelf *s, struct err *err)
-{
-    int rc = shelf_open(s, REPO_WRITE, err);
-    return rc == ERR_IO ? shelf_open(s, REPO_READ, err) : rc;
-}
-
 static void tell_skipped(const struct shelf *s, int skipped)
 {
     if (skipped && !s->json)
@@ -76,7 +69,7 @@ static int run_similar(const struct command *self, int argc, char **argv)
     (void)self;
     make_options(o, &c);
     int rc = shelf_parse(&c.s, o, argc, argv, 1, 1, "adapter", &err);
-    rc = rc < 0 ? rc : open_any(&c.s, &err);
+    rc = rc < 0 ? rc : shelf_open_any(&c.s, &err);
     rc = rc < 0 ? rc : repo_need(c.s.r, c.s.rest[0], &a, &err);
     rc = rc < 0
              ? rc
@@ -110,7 +103,7 @@ static int run_dupes(const struct command *self, int argc, char **argv)
     (void)self;
     make_options(o, &c);
     int rc = shelf_parse(&c.s, o, argc, argv, 0, 0, "arguments", &err);
-    rc = rc < 0 ? rc : open_any(&c.s, &err);
+    rc = rc < 0 ? rc : shelf_open_any(&c.s, &err);
     rc = rc < 0 ? rc
                 : geometry_pairs(c.s.r, c.least, shelf_progress, &c.s, &list, &n, &skipped, &err);
     for (int i = 0; i < n && i < c.limit && rc == 0; i++) {
