@@ -1,6 +1,7 @@
 #include "response.h"
 
 #include "unet/prompt.h"
+#include "unet/rng.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -210,15 +211,13 @@ static int add_sampled(struct rows *s, const float *w, int out, double weight, s
 {
     size_t width = (size_t)s->width;
     float *sum = malloc(width * sizeof *sum);
-    uint64_t state = 0x9e3779b97f4a7c15u; /* xorshift64 (Marsaglia 2003), the same for all */
+    struct rng r;
     int rc = sum ? 0 : err_nomem(err, width * sizeof *sum);
+    rng_init(&r, RNG_TORCH, 0); /* the same for all */
     for (int k = 0; k < SAMPLED && rc == 0; k++) {
         memset(sum, 0, width * sizeof *sum);
         for (int i = 0; i < out; i++) {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            float sign = state >> 63 ? 1 : -1;
+            float sign = rng_u32(&r) >> 31 ? 1 : -1;
             for (size_t j = 0; j < width; j++)
                 sum[j] += sign * w[(size_t)i * width + j];
         }
