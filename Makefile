@@ -85,7 +85,7 @@ $(B)/store/schema.inc $(B)/cli/catalog.inc:
 $(B)/store/db.o: $(B)/store/schema.inc
 $(B)/cli/catalog.o: $(B)/cli/catalog.inc
 $(B)/store/db.o $(B)/cli/catalog.o: FLAGS += -I$(B)
-$(B)/unet/sheet.o: FLAGS += -isystem /usr/include/freetype2
+$(B)/unet/pen.o: FLAGS += -isystem /usr/include/freetype2
 
 -include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_OBJ:.o=.d) $(wildcard $(B)/tests/fuzz/*.d)
 

@@ -1,83 +1,27 @@
 #include "sheet.h"
 
-#include <ft2build.h>
-#include FT_FREETYPE_H
+#include "pen.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-#include <utf8proc.h>
 
-enum { MAX_LINES = 6, GROUND = 255, INK = 34 };
+enum { MAX_LINES = 6, GROUND = 255 };
 
-static const char *const fonts[] = {
-    "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf", "/usr/share/fonts/dejavu/DejaVuSans.ttf",
-    "/usr/share/fonts/dejavu-sans-fonts/DejaVuSans.ttf", "/usr/share/fonts/TTF/DejaVuSans.ttf"};
-
-struct pen {
-    FT_Library library;
-    FT_Face face;
-    int line; /* pixels from one line to the next */
-};
-
-static void pen_release(struct pen *p)
-{
-    if (p->face)
-        FT_Done_Face(p->face);
-    if (p->library)
-        FT_Done_FreeType(p->library);
-}
-
-static int pen_init(struct pen *p, int size, struct err *err)
-{
-    const char *file = getenv("WEFT_FONT");
-    for (size_t i = 0; i < sizeof fonts / sizeof *fonts && !file; i++)
-        file = access(fonts[i], R_OK) == 0 ? fonts[i] : NULL;
-    if (!file)
-        return err_set(err, ERR_IO,
-                       "no font for the words of the sheet: install fonts-dejavu-core, or name a "
-                       "font file in WEFT_FONT");
-    if (FT_Init_FreeType(&p->library))
-        return err_nomem(err, sizeof p->library);
-    if (FT_New_Face(p->library, file, 0, &p->face) || FT_Set_Pixel_Sizes(p->face, 0, (FT_UInt)size))
-        return err_set(err, ERR_FORMAT, "%.200s: not a font that FreeType can read", file);
-    p->line = (int)((p->face->size->metrics.height + 63) >> 6);
-    return 0;
-}
-
-/* The next character of a text, and how many bytes it takes; 0 at the end. */
-static int next_character(const char *s, utf8proc_int32_t *c)
-{
-    if (!*s)
-        return 0;
-    utf8proc_ssize_t n = utf8proc_iterate((const utf8proc_uint8_t *)s, -1, c);
-    if (n > 0)
-        return (int)n;
-    *c = 0xfffd;
-    return 1;
-}
-
-/* Pixels that a character moves on; 0 where the font cannot say. */
-static int advance(const struct pen *p, utf8proc_int32_t c)
-{
-    if (FT_Load_Char(p->face, (FT_ULong)c, FT_LOAD_DEFAULT))
-        return 0;
-    return (int)(p->face->glyph->advance.x >> 6);
-}
+static const uint8_t ink[3] = {34, 34, 34};
 
 /* Bytes of s that stand in one line of w pixels: up to a space where there is one, at least one
  * character. *skip: the space behind them. */
 static size_t one_line(const struct pen *p, const char *s, int w, size_t *skip)
 {
     size_t at = 0, space = 0;
-    utf8proc_int32_t c;
+    int32_t c;
     *skip = 0;
-    for (int x = 0, n; (n = next_character(s + at, &c)) > 0; at += (size_t)n) {
+    for (int x = 0, n; (n = pen_next(s + at, &c)) > 0; at += (size_t)n) {
         if (c == '\n') {
             *skip = 1;
             return at;
         }
-        x += advance(p, c);
+        x += pen_advance(p, c);
         if (x > w && at) {
             *skip = space || c == ' ';
             return space ? space : at;
@@ -98,50 +42,13 @@ static int count_lines(const struct pen *p, const char *s, int w)
     return n;
 }
 
-/* One character at the base line, blended into the picture. */
-static void draw_character(const struct pen *p, struct image *im, int x, int y, utf8proc_int32_t c)
-{
-    if (FT_Load_Char(p->face, (FT_ULong)c, FT_LOAD_RENDER))
-        return;
-    const FT_GlyphSlot g = p->face->glyph;
-    if (g->bitmap.pixel_mode != FT_PIXEL_MODE_GRAY)
-        return;
-    for (int i = 0; i < (int)g->bitmap.rows; i++)
-        for (int j = 0; j < (int)g->bitmap.width; j++) {
-            int px = x + g->bitmap_left + j, py = y - g->bitmap_top + i;
-            if (px < 0 || py < 0 || px >= im->w || py >= im->h)
-                continue;
-            int a = g->bitmap.buffer[i * g->bitmap.pitch + j];
-            uint8_t *to = im->rgb + 3 * ((size_t)py * (size_t)im->w + (size_t)px);
-            for (int k = 0; k < 3; k++)
-                to[k] = (uint8_t)((to[k] * (255 - a) + INK * a + 127) / 255);
-        }
-}
-
-/* n bytes of s, with an ellipsis where more follows. */
-static void draw_line(const struct pen *p, struct image *im, int x, int y, int w, const char *s,
-                      size_t n, bool more)
-{
-    utf8proc_int32_t c;
-    int dots = more ? advance(p, 0x2026) : 0, end = x + w - dots;
-    for (size_t at = 0, k; at < n; at += k, x += advance(p, c)) {
-        k = (size_t)next_character(s + at, &c);
-        if (more && x + advance(p, c) > end)
-            break;
-        draw_character(p, im, x, y, c);
-    }
-    if (more)
-        draw_character(p, im, x, y, 0x2026);
-}
-
 /* s from the corner x, y, at most w pixels wide. */
 static void draw_text(const struct pen *p, struct image *im, int x, int y, int w, const char *s)
 {
-    int ascent = (int)((p->face->size->metrics.ascender + 63) >> 6);
     for (int i = 0; s && *s && i < MAX_LINES; i++) {
         size_t skip, n = one_line(p, s, w, &skip);
         bool more = i == MAX_LINES - 1 && s[n + skip];
-        draw_line(p, im, x, y + i * p->line + ascent, w, s, n, more);
+        pen_bytes(p, im, x, y + i * pen_line(p) + pen_ascent(p), w, ink, s, n, more);
         s += n + skip;
     }
 }
@@ -156,12 +63,12 @@ struct layout {
 static int widest(const struct pen *p, const char *const *text, int n, int most)
 {
     int w = 0;
-    utf8proc_int32_t c;
+    int32_t c;
     for (int i = 0; text && i < n; i++)
         for (const char *s = text[i] ? text[i] : ""; *s && w < most;) {
             int x = 0;
-            for (int k; (k = next_character(s, &c)) > 0 && c != '\n'; s += k)
-                x += advance(p, c);
+            for (int k; (k = pen_next(s, &c)) > 0 && c != '\n'; s += k)
+                x += pen_advance(p, c);
             s += *s == '\n';
             w = x > w ? x : w;
         }
@@ -175,12 +82,12 @@ static int tallest(const struct pen *p, const char *const *text, int n, int w)
         int lines = count_lines(p, text[i], w);
         most = lines > most ? lines : most;
     }
-    return most * p->line;
+    return most * pen_line(p);
 }
 
 static int lay_out(struct layout *l, const struct sheet *s, const struct pen *p, struct err *err)
 {
-    l->gap = p->line / 2;
+    l->gap = pen_line(p) / 2;
     l->side = widest(p, s->row, s->rows, s->w / 2);
     int64_t w = l->gap + (l->side ? l->side + l->gap : 0) + (int64_t)s->columns * (s->w + l->gap);
     l->title = tallest(p, &s->title, 1, (int)(w > IMAGE_MAX_SIDE ? 1 : w - 2 * l->gap));
@@ -239,13 +146,13 @@ static int fill(struct image *out, const struct sheet *s, const struct layout *l
 
 int sheet_draw(struct image *out, const struct sheet *s, struct err *err)
 {
-    struct pen p = {0};
+    struct pen *p = NULL;
     struct layout l = {0};
     int size = s->w / 18;
 
     memset(out, 0, sizeof *out);
-    int rc = pen_init(&p, size < 11 ? 11 : size > 28 ? 28 : size, err);
-    rc = rc < 0 ? rc : lay_out(&l, s, &p, err);
+    int rc = pen_open(&p, size < 11 ? 11 : size > 28 ? 28 : size, err);
+    rc = rc < 0 ? rc : lay_out(&l, s, p, err);
     if (rc == 0) {
         size_t n = 3 * (size_t)l.w * (size_t)l.h;
         *out = (struct image){.w = l.w, .h = l.h, .rgb = malloc(n)};
@@ -253,8 +160,8 @@ int sheet_draw(struct image *out, const struct sheet *s, struct err *err)
         if (rc == 0)
             memset(out->rgb, GROUND, n);
     }
-    rc = rc < 0 ? rc : fill(out, s, &l, &p, err);
-    pen_release(&p);
+    rc = rc < 0 ? rc : fill(out, s, &l, p, err);
+    pen_close(p);
     if (rc < 0)
         image_release(out);
     return rc;
