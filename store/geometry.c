@@ -119,9 +119,7 @@ static int places_fill(struct repo *r, struct places *p,
                        int (*progress)(void *user, int done, int total), void *user, int *skipped,
                        struct err *err)
 {
-    struct repo_filter all = {0};
-    p->err = err;
-    int rc = repo_list(r, &all, add_key, p, err);
+    int rc = 0;
     for (int i = 0; i < p->n && rc == 0; i++) {
         if (progress && progress(user, i, p->n))
             return err_set(err, ERR_STOPPED, "stopped");
@@ -133,6 +131,17 @@ static int places_fill(struct repo *r, struct places *p,
     if (rc == 0 && progress)
         progress(user, p->n, p->n);
     return rc;
+}
+
+/* All adapters there are. */
+static int places_all(struct repo *r, struct places *p,
+                      int (*progress)(void *user, int done, int total), void *user, int *skipped,
+                      struct err *err)
+{
+    struct repo_filter all = {0};
+    p->err = err;
+    int rc = repo_list(r, &all, add_key, p, err);
+    return rc < 0 ? rc : places_fill(r, p, progress, user, skipped, err);
 }
 
 /* The exact cosine, or NaN when a file cannot be read any more. */
@@ -189,7 +198,7 @@ int geometry_near(struct repo *r, const struct repo_adapter *a, double least,
     int self = -1;
     *out = NULL;
     *n = 0;
-    int rc = places_fill(r, &p, progress, user, skipped, err);
+    int rc = places_all(r, &p, progress, user, skipped, err);
     for (int i = 0; i < p.n && rc == 0; i++)
         self = p.at[i].a.key == a->key ? i : self;
     if (rc == 0 && (self < 0 || !p.at[self].usable))
@@ -212,12 +221,32 @@ int geometry_pairs(struct repo *r, double least, int (*progress)(void *user, int
     struct places p = {0};
     *out = NULL;
     *n = 0;
-    int rc = places_fill(r, &p, progress, user, skipped, err);
+    int rc = places_all(r, &p, progress, user, skipped, err);
     for (int i = 0; i < p.n && rc == 0; i++)
         for (int j = i + 1; j < p.n && rc == 0; j++)
             rc = try_pair(r, &p.at[i], &p.at[j], least, true, out, n, err);
     if (*n)
         qsort(*out, (size_t)*n, sizeof **out, nearest_first);
+    places_release(&p);
+    return rc;
+}
+
+int geometry_sketches(struct repo *r, const int64_t *key, int n,
+                      int (*progress)(void *user, int done, int total), void *user, float *unit,
+                      struct err *err)
+{
+    struct places p = {.err = err};
+    int rc = 0;
+    for (int i = 0; i < n && rc == 0; i++)
+        rc = add_key(&p, &(struct repo_adapter){.key = key[i]});
+    rc = rc < 0 ? rc : places_fill(r, &p, progress, user, NULL, err);
+    for (int i = 0; i < n && rc == 0; i++) {
+        double norm = sqrt(sketch_inner(p.at[i].sketch, p.at[i].sketch) * SKETCH_SIZE);
+        bool usable = p.at[i].usable && isfinite(norm) && norm > 0;
+        for (int k = 0; k < SKETCH_SIZE; k++)
+            unit[(size_t)i * SKETCH_SIZE + (size_t)k] =
+                usable ? (float)(p.at[i].sketch[k] / norm) : 0;
+    }
     places_release(&p);
     return rc;
 }

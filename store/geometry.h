@@ -30,4 +30,10 @@ int geometry_near(struct repo *r, const struct repo_adapter *a, double least,
 int geometry_pairs(struct repo *r, double least, int (*progress)(void *user, int done, int total),
                    void *user, struct near **out, int *n, int *skipped, struct err *err);
 
+/* The sketches of these adapters as directions: unit [n, SKETCH_SIZE], rows of length 1, whose inner products
+ * are about the adapters' cosines. A row of zeros: its file is missing or it cannot be compared. */
+int geometry_sketches(struct repo *r, const int64_t *key, int n,
+                      int (*progress)(void *user, int done, int total), void *user, float *unit,
+                      struct err *err);
+
 #endif
