@@ -1,6 +1,7 @@
 /* weft search: finds adapters by what their weights do and by words. */
 #include "making.h"
 #include "shelf.h"
+#include "where.h"
 
 #include "retrieve/find.h"
 
@@ -35,8 +36,7 @@ static void make_options(struct option *o, void *target)
     struct search *c = target;
     const struct option table[] = {
         {"limit", 'k', OPTION_INT, &c->limit, "N", "at most so many; default 20", 1, 1e9, NULL},
-        {"where", 0, OPTION_TEXT, &c->where, "KEY:VALUE",
-         "only those of a tag, kind, base or category, such as tag:style", 0, 0, NULL},
+        WHERE_OPTION(&c->where),
         {"for", 0, OPTION_TEXT, &c->m.given.model, "MODEL",
          "the model whose adapters are looked at by their weights; default:\nas of weft render", 0,
          0, NULL},
@@ -108,41 +108,6 @@ static int look_at_weights(struct search *c, struct err *err)
 
 /* ---- what is told ---------------------------------------------------------------------------- */
 
-static const char *const where_keys[] = {"tag:", "kind:", "base:", "category:", NULL};
-
-static int where_key(const char *where)
-{
-    int k = 0;
-    while (where_keys[k] && strncmp(where_keys[k], where, strlen(where_keys[k])))
-        k++;
-    return k;
-}
-
-static bool has_word(const char *words, const char *word)
-{
-    size_t n = strlen(word), len;
-    for (const char *p = words; *p; p += len + (p[len] == ' '))
-        if ((len = strcspn(p, " ")) == n && !strncmp(p, word, n))
-            return true;
-    return false;
-}
-
-static int is_where(struct search *c, const struct repo_adapter *a, bool *yes, struct err *err)
-{
-    struct texts tags = {0};
-    int k = c->where ? where_key(c->where) : 0, rc = 0;
-    const char *value = c->where ? c->where + strlen(where_keys[k]) : "",
-               *is = k == 2 ? a->base : a->category;
-    *yes =
-        !c->where || (k == 1 && has_word(a->kinds, value)) || (k > 1 && is && !strcmp(is, value));
-    if (c->where && k == 0)
-        rc = repo_texts(c->s.r, a->key, REPO_TAGS, &tags, err);
-    for (int i = 0; i < tags.n; i++)
-        *yes = *yes || !strcmp(tags.item[i], value);
-    texts_release(&tags);
-    return rc;
-}
-
 static void tell(struct search *c, const struct repo_adapter *a, double score)
 {
     const struct found *w = found_weights(c, a->key);
@@ -179,7 +144,7 @@ static int tell_all(struct search *c, struct err *err)
         rc = repo_at(c->s.r, list[i].key, &a, err);
         if (rc != 0)
             continue;
-        rc = is_where(c, &a, &yes, err);
+        rc = where_holds(c->s.r, c->where, &a, &yes, err);
         const struct found *w = found_weights(c, a.key);
         double own = w ? w->score : c->n_words ? c->words[i].f.score : 0;
         if (rc == 0 && yes)
@@ -206,11 +171,7 @@ static int join(struct search *c, struct err *err)
         return err_nomem(err, size);
     if (c->weights_only && c->words_only)
         return err_set(err, ERR_ARG, "--weights-only and --words-only leave nothing");
-    if (c->where && !where_keys[where_key(c->where)])
-        return err_set(err, ERR_ARG,
-                       "--where takes tag:, kind:, base: or category: and a value, not '%.60s'",
-                       c->where);
-    return 0;
+    return where_check(c->where, err);
 }
 
 static int run(const struct command *self, int argc, char **argv)

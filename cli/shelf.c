@@ -51,6 +51,15 @@ int shelf_progress(void *user, int done, int total)
     return cli_stopped();
 }
 
+void shelf_skipped(const struct shelf *s, int skipped)
+{
+    if (skipped && !s->json)
+        fprintf(stderr,
+                "%d adapters could not be compared: gone, changed, or of a kind that needs "
+                "its model\n",
+                skipped);
+}
+
 /* ---- texts ----------------------------------------------------------------------------------- */
 
 /* Bytes of the character at s when it can be shown as it is, else 0. */

@@ -51,6 +51,9 @@ int shelf_close(struct shelf *s, int rc, const struct err *err);
 /* A progress callback; user is the shelf. Nonzero once the user asked to stop. */
 int shelf_progress(void *user, int done, int total);
 
+/* Says on stderr how many could not be compared by their weights, if any, and not under --json. */
+void shelf_skipped(const struct shelf *s, int skipped);
+
 /* s for a terminal: control characters as \n, \x1b, bytes that are no UTF-8 as \xff. One of a few
  * rotating buffers. NULL becomes "". */
 const char *shown(const char *s);

@@ -28,15 +28,6 @@ static void make_options(struct option *o, void *target)
     memcpy(o, table, sizeof table);
 }
 
-static void tell_skipped(const struct shelf *s, int skipped)
-{
-    if (skipped && !s->json)
-        fprintf(stderr,
-                "%d adapters could not be compared: gone, changed, or of a kind that needs "
-                "its model\n",
-                skipped);
-}
-
 /* What two near adapters are to each other. */
 static const char *relation(const struct near *p)
 {
@@ -86,7 +77,7 @@ static int run_similar(const struct command *self, int argc, char **argv)
         adapter_line(&p->a);
     }
     if (rc == 0)
-        tell_skipped(&c.s, skipped);
+        shelf_skipped(&c.s, skipped);
     near_free(list, n);
     repo_adapter_release(&a);
     return shelf_close(&c.s, rc, &err);
@@ -117,7 +108,7 @@ static int run_dupes(const struct command *self, int argc, char **argv)
                    colour("dim"), relation(p), colour(""));
     }
     if (rc == 0)
-        tell_skipped(&c.s, skipped);
+        shelf_skipped(&c.s, skipped);
     near_free(list, n);
     return shelf_close(&c.s, rc, &err);
 }
