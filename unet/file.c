@@ -90,7 +90,7 @@ int file_can_replace(const char *path, struct err *err)
     return fd < 0 ? fd : 0;
 }
 
-static int replace(const char *path, const void *bytes, size_t size, struct err *err)
+static int replace(const char *path, int (*fill)(void *user, int fd), void *user, struct err *err)
 {
     char temp[PATH_MAX];
     int rc = 0, fd = open_beside(path, temp, sizeof temp, err);
@@ -98,7 +98,7 @@ static int replace(const char *path, const void *bytes, size_t size, struct err 
         return fd;
     mode_t mask = umask(0);
     umask(mask);
-    if (fchmod(fd, 0666 & ~mask) < 0 || write_all(fd, bytes, size) < 0 || fsync(fd) < 0 ||
+    if (fchmod(fd, 0666 & ~mask) < 0 || fill(user, fd) < 0 || fsync(fd) < 0 ||
         rename(temp, path) < 0) {
         rc = err_set(err, ERR_IO, "%s: cannot be written: %s", path, strerror(errno));
         unlink(temp);
@@ -107,7 +107,7 @@ static int replace(const char *path, const void *bytes, size_t size, struct err 
     return rc;
 }
 
-int file_replace(const char *path, const void *bytes, size_t size, struct err *err)
+int file_replace_by(const char *path, int (*fill)(void *user, int fd), void *user, struct err *err)
 {
     char real[PATH_MAX];
     sigset_t old;
@@ -115,9 +115,25 @@ int file_replace(const char *path, const void *bytes, size_t size, struct err *e
     if (rc < 0)
         return rc;
     hold_signals(&old);
-    rc = replace(real, bytes, size, err);
+    rc = replace(real, fill, user, err);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     return rc;
+}
+
+struct bytes {
+    const void *at;
+    size_t size;
+};
+
+static int fill_bytes(void *user, int fd)
+{
+    const struct bytes *b = user;
+    return write_all(fd, b->at, b->size);
+}
+
+int file_replace(const char *path, const void *bytes, size_t size, struct err *err)
+{
+    return file_replace_by(path, fill_bytes, &(struct bytes){bytes, size}, err);
 }
 
 int file_read(char **out, size_t *size, const char *path, size_t max, struct err *err)

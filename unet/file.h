@@ -8,6 +8,10 @@
  * left behind on failure. The message begins with the path. */
 int file_replace(const char *path, const void *bytes, size_t size, struct err *err);
 
+/* The same where the bytes are not at hand: fill writes them to fd, which may also be read and mapped, and
+ * returns -1 with errno where it cannot. */
+int file_replace_by(const char *path, int (*fill)(void *user, int fd), void *user, struct err *err);
+
 /* Whether file_replace could write there now: folder, permission, kind. Leaves nothing behind. */
 int file_can_replace(const char *path, struct err *err);
 
