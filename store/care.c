@@ -74,20 +74,31 @@ static int verify_database(struct repo *r, struct repo_report *out, struct err *
     return rc;
 }
 
+/* Whether a row is of what a file is named after, its name being that and the ending. */
+static int is_named(struct repo *r, const char *name, const char *ending, const char *sql,
+                    struct err *err)
+{
+    char stem[HASH_HEX];
+    int64_t n = 0;
+    size_t len = strlen(name), end = strlen(ending);
+    if (len <= end || len - end >= sizeof stem || strcmp(name + len - end, ending))
+        return 0;
+    snprintf(stem, sizeof stem, "%.*s", (int)(len - end), name);
+    int rc = db_int(r->db, err, &n, 0, sql, "s", stem);
+    return rc < 0 ? rc : n == 1;
+}
+
 /* Whether a row needs this file of ours, named from home on. */
 static int is_needed(struct repo *r, const char *path, struct err *err)
 {
     int64_t n = 0;
     char weights[PATH_MAX];
-    if (!strncmp(path, PREVIEWS "/", sizeof PREVIEWS)) {
-        char sha[HASH_HEX];
-        snprintf(sha, sizeof sha, "%s", path + sizeof PREVIEWS);
-        int rc = strcmp(path + strlen(path) - 4, ".png")
-                     ? 0
-                     : db_int(r->db, err, &n, 0, "SELECT 1 FROM adapter WHERE data_sha256 = ?", "s",
-                              sha);
-        return rc < 0 ? rc : n == 1;
-    }
+    if (!strncmp(path, PREVIEWS "/", sizeof PREVIEWS))
+        return is_named(r, path + sizeof PREVIEWS, ".png",
+                        "SELECT 1 FROM adapter WHERE data_sha256 = ?", err);
+    if (!strncmp(path, INDEXES "/", sizeof INDEXES))
+        return is_named(r, path + sizeof INDEXES, INDEX_ENDING,
+                        "SELECT 1 FROM embedding_state WHERE encoder = ? AND vectors > 0", err);
     const char *config = strstr(path, "/adapter_config.json");
     snprintf(weights, sizeof weights, "%.*s%s", config ? (int)(config - path) : (int)strlen(path),
              path, config ? "/adapter_model.safetensors" : "");
@@ -122,8 +133,11 @@ static int find_orphans(struct repo *r, const char *rel, struct texts *out, int 
 
 static int find_all_orphans(struct repo *r, struct texts *out, struct err *err)
 {
-    int rc = find_orphans(r, "blobs", out, 0, err);
-    return rc < 0 ? rc : find_orphans(r, PREVIEWS, out, 0, err);
+    static const char *const folders[] = {"blobs", PREVIEWS, INDEXES};
+    int rc = 0;
+    for (size_t i = 0; i < sizeof folders / sizeof *folders && rc == 0; i++)
+        rc = find_orphans(r, folders[i], out, 0, err);
+    return rc;
 }
 
 /* A first look without the lock; what seems orphaned is looked at again under it, when no adder is
@@ -238,7 +252,11 @@ int repo_gc(struct repo *r, bool dry, struct texts *removed, int64_t *bytes, str
     int rc = repo_lock(r, true, err);
     if (rc < 0)
         return rc;
-    rc = remove_orphans(r, dry, removed, bytes, err);
+    if (!dry)
+        rc = db_do(
+            r->db, err,
+            "DELETE FROM embedding WHERE data_sha256 NOT IN (SELECT data_sha256 FROM adapter)", "");
+    rc = rc < 0 ? rc : remove_orphans(r, dry, removed, bytes, err);
     if (rc == 0 && !dry)
         rc = db_do(r->db, err,
                    "DELETE FROM blob WHERE path NOT IN (SELECT blob FROM adapter WHERE blob IS "

@@ -248,22 +248,6 @@ static const char *order_of(const char *sort)
     return NULL;
 }
 
-static int each_row(struct repo *r, sqlite3_stmt *q,
-                    int (*each)(void *user, const struct repo_adapter *a), void *user,
-                    struct err *err)
-{
-    struct repo_adapter a;
-    int rc = 0, stop = 0;
-    while (!stop && (rc = db_next(r->db, q, err)) == 1) {
-        rc = row_read(r, q, &a, err);
-        if (rc < 0)
-            break;
-        stop = each(user, &a);
-        repo_adapter_release(&a);
-    }
-    return rc < 0 ? rc : 0;
-}
-
 int repo_list(struct repo *r, const struct repo_filter *f,
               int (*each)(void *user, const struct repo_adapter *a), void *user, struct err *err)
 {
@@ -298,7 +282,7 @@ int repo_list(struct repo *r, const struct repo_filter *f,
              f->missing ? " AND missing IS NOT NULL" : "", order);
     int rc = db_query(r->db, err, &q, sql, "ssssii", f->tag, f->base, f->kind, f->category, context,
                       (int64_t)(f->limit ? f->limit : -1));
-    rc = rc < 0 ? rc : each_row(r, q, each, user, err);
+    rc = rc < 0 ? rc : row_each(r, q, each, user, err);
     db_done(q);
     return rc;
 }

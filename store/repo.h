@@ -149,6 +149,37 @@ int repo_search(struct repo *r, const char *words, int limit,
                 void *user, struct err *err);
 int repo_count(struct repo *r, int64_t *adapters, struct err *err);
 
+/* ---- embeddings ------------------------------------------------------------------------------ */
+
+/* Vectors that an encoder of weights gives adapters, by the hash of their tensors, so that twins share one.
+ * encoder names it: letters, digits, '-' and '_', at most 64, such as a hash in hex. */
+
+/* What is kept: 0 found, 1 never looked at (or kept with another dim). *strength is NAN for one that was looked at
+ * and has none; v [dim] is zeros then. */
+int repo_embedding(struct repo *r, const char *data_sha256, const char *encoder, float *v, int dim,
+                   double *strength, struct err *err);
+/* Keeps it; where the repository is only read, does nothing. v NULL: it has none, strength does not count. Else all
+ * must be finite (ERR_ARG). */
+int repo_set_embedding(struct repo *r, const char *data_sha256, const char *encoder, const float *v,
+                       int dim, double strength, struct err *err);
+/* Calls each of the encoder's vectors [dim] with the id by which an index knows it, in the order of ids. A nonzero
+ * return stops. The vector is borrowed for the call. */
+int repo_embeddings(struct repo *r, const char *encoder, int dim,
+                    int (*each)(void *user, int64_t id, const float *v), void *user,
+                    struct err *err);
+/* Calls the adapters with the tensors of that vector: several if there are twins, none if they were removed, or the
+ * vector was. What each is given is released afterwards; a nonzero return stops. */
+int repo_embedding_adapters(struct repo *r, int64_t id,
+                            int (*each)(void *user, const struct repo_adapter *a), void *user,
+                            struct err *err);
+/* A number that is another after each change to the encoder's vectors (it does not grow), and how many there are. 0
+ * and 0 where there never were any. */
+int repo_embedding_generation(struct repo *r, const char *encoder, int64_t *generation,
+                              int64_t *count, struct err *err);
+/* Where the index of the encoder's vectors is kept (retrieve/index.h), a new string. 1: the repository is only read,
+ * so that nothing may be written there; else its folder is made, if that can be. */
+int repo_index_path(struct repo *r, const char *encoder, char **out, struct err *err);
+
 /* ---- bringing in ----------------------------------------------------------------------------- */
 
 struct repo_event { /* borrowed texts; NULL where there is none */
@@ -204,7 +235,8 @@ struct repo_report {
 int repo_verify(struct repo *r, const int64_t *key, int n, struct repo_report *out,
                 int (*progress)(void *user, int done, int total), void *user, struct err *err);
 void repo_report_release(struct repo_report *p);
-/* Removes copies and previews that no adapter needs. dry: only says which. */
+/* Removes copies, previews and embeddings that no adapter needs, and indexes of no embeddings. dry: only says which
+ * files. */
 int repo_gc(struct repo *r, bool dry, struct texts *removed, int64_t *bytes, struct err *err);
 /* Copies the adapter's file to `to`, byte by byte, or refuses when it is not what was added. One with a
  * PEFT config becomes a folder. */

@@ -11,7 +11,9 @@
 
 #define GROUP_MAX 256 /* files a transaction */
 
-#define PREVIEWS "previews" /* folder of weft preview's pictures, below home */
+#define PREVIEWS     "previews" /* folder of weft preview's pictures, below home */
+#define INDEXES      "index"    /* folder of the indexes of embeddings, below home */
+#define INDEX_ENDING ".faiss"
 
 struct repo {
     char *home, *blobs, *stages;
@@ -48,6 +50,9 @@ int row_read(struct repo *r, sqlite3_stmt *q, struct repo_adapter *a, struct err
 /* Runs a query for one adapter: 0 found, 1 not. */
 int row_one(struct repo *r, struct repo_adapter *a, struct err *err, const char *sql,
             const char *types, const char *value);
+/* Calls each row of a query; what it is given is released afterwards. A nonzero return stops. */
+int row_each(struct repo *r, sqlite3_stmt *q, int (*each)(void *user, const struct repo_adapter *a),
+             void *user, struct err *err);
 /* Takes a file in within a transaction: a new row, or the renewed one of its path. Sets status, name, id
  * and reason. */
 int row_take(struct repo *r, struct intake *in, struct err *err);

@@ -80,6 +80,21 @@ int row_one(struct repo *r, struct repo_adapter *a, struct err *err, const char 
     return rc;
 }
 
+int row_each(struct repo *r, sqlite3_stmt *q, int (*each)(void *user, const struct repo_adapter *a),
+             void *user, struct err *err)
+{
+    struct repo_adapter a;
+    int rc = 0, stop = 0;
+    while (!stop && (rc = db_next(r->db, q, err)) == 1) {
+        rc = row_read(r, q, &a, err);
+        if (rc < 0)
+            break;
+        stop = each(user, &a);
+        repo_adapter_release(&a);
+    }
+    return rc < 0 ? rc : 0;
+}
+
 int repo_at(struct repo *r, int64_t key, struct repo_adapter *a, struct err *err)
 {
     char text[24];

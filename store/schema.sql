@@ -135,3 +135,42 @@ CREATE TABLE response (
     vectors      BLOB NOT NULL,             -- RESPONSE_ROWS * width floats
     PRIMARY KEY (data_sha256, model)
 ) WITHOUT ROWID;
+
+-- migration 5
+
+-- Where an encoder of weights puts an adapter, by the hash of its tensors (store/vectors.c).
+CREATE TABLE embedding (
+    id           INTEGER PRIMARY KEY,       -- what an index knows it by
+    data_sha256  TEXT NOT NULL,
+    encoder      TEXT NOT NULL,             -- a hash that names it
+    strength     REAL,
+    vector       BLOB,                      -- floats; NULL, as strength: looked at, but it has none
+    UNIQUE (data_sha256, encoder),
+    CHECK ((vector IS NULL) = (strength IS NULL))
+);
+
+-- What tells whether an index of an encoder's vectors is of their present state. generation is drawn
+-- anew at each change instead of counted, so that no other database, or this one brought back from a
+-- copy, comes to the same number with other vectors.
+CREATE TABLE embedding_state (
+    encoder     TEXT PRIMARY KEY,
+    generation  INTEGER NOT NULL,
+    vectors     INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- No OR IGNORE and no ON CONFLICT inside: those of the statement that fires the trigger would prevail.
+CREATE TRIGGER embedding_insert AFTER INSERT ON embedding BEGIN
+    INSERT INTO embedding_state SELECT new.encoder, 0, 0
+        WHERE NOT EXISTS (SELECT 1 FROM embedding_state WHERE encoder = new.encoder);
+    UPDATE embedding_state SET generation = random(), vectors = vectors + (new.vector IS NOT NULL)
+        WHERE encoder = new.encoder;
+END;
+CREATE TRIGGER embedding_delete AFTER DELETE ON embedding BEGIN
+    UPDATE embedding_state SET generation = random(), vectors = vectors - (old.vector IS NOT NULL)
+        WHERE encoder = old.encoder;
+END;
+CREATE TRIGGER embedding_update AFTER UPDATE OF strength, vector ON embedding BEGIN
+    UPDATE embedding_state SET generation = random(),
+        vectors = vectors - (old.vector IS NOT NULL) + (new.vector IS NOT NULL)
+        WHERE encoder = new.encoder;
+END;
