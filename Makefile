@@ -17,7 +17,10 @@ B      := build/$(CONFIG)
 WARN := -Wall -Wextra -Wpedantic -Wshadow -Wvla -Wwrite-strings -Wmissing-prototypes \
         -Wstrict-prototypes -fno-common $(if $(CI),-Werror)
 DEFINES := -I. -D_GNU_SOURCE -DWEFT_PREFIX='"$(PREFIX)"' -MMD -MP
-LIBS     := -lsqlite3 -ldnnl -llapack -lpng -lfreetype -ljansson -lpcre2-8 -lutf8proc -lcrypto -lz -lm
+# FAISS is a static library, its C API and its distances built by `make deps`; the matrix products it wants are
+# OpenBLAS's, which LAPACK brings along anyway.
+FAISS    := build/deps/faiss_simd.o build/deps/libfaiss_c.a
+LIBS     := $(FAISS) -lfaiss -lstdc++ -lsqlite3 -ldnnl -llapack -lopenblas -lpng -lfreetype -ljansson -lpcre2-8 -lutf8proc -lcrypto -lz -lm
 
 CFLAGS_release := -O2 -g
 CFLAGS_san     := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all \
@@ -58,7 +61,7 @@ endif
 .PHONY: all
 all: $(WEFT)
 
-$(WEFT): $(CLI_OBJ) $(B)/libweft.a
+$(WEFT): $(CLI_OBJ) $(B)/libweft.a | $(FAISS)
 	$(call say,LD)
 	$(CC) $(FLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
@@ -67,9 +70,12 @@ $(B)/libweft.a: $(LIB_OBJ)
 	@rm -f $@
 	ar rcs $@ $^
 
-$(TESTS): $(TEST_OBJ) $(B)/libweft.a
+$(TESTS): $(TEST_OBJ) $(B)/libweft.a | $(FAISS)
 	$(call say,LD)
 	$(CC) $(FLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) -lcriterion
+
+$(FAISS) &:
+	.ci/deps
 
 $(B)/%.o: %.c Makefile
 	$(call say,CC)
@@ -130,7 +136,7 @@ fuzz: deps
 FUZZ_SRC := $(wildcard tests/fuzz/*.c)
 .PHONY: fuzz-build
 fuzz-build: $(FUZZ_SRC:tests/fuzz/%.c=$(B)/%)
-$(B)/fuzz_%: $(B)/tests/fuzz/fuzz_%.o $(B)/libweft.a
+$(B)/fuzz_%: $(B)/tests/fuzz/fuzz_%.o $(B)/libweft.a | $(FAISS)
 	$(call say,LD)
 	$(CC) $(FLAGS) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS)
 
