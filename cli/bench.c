@@ -287,6 +287,14 @@ static void make_options(struct option *o, void *target)
     memcpy(o, table, sizeof table);
 }
 
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    void (*help)(void);
+} parts[] = {{"store", bench_store, bench_store_help},
+             {"compose", bench_compose, bench_compose_help},
+             {"retrieve", bench_retrieve, bench_retrieve_help}};
+
 static int run(const struct command *self, int argc, char **argv)
 {
     struct bench b = {.device = "cpu"};
@@ -297,11 +305,12 @@ static int run(const struct command *self, int argc, char **argv)
     int n = 0;
 
     (void)self;
-    if (argc > 1 && (!strcmp(argv[1], "store") || !strcmp(argv[1], "compose"))) {
-        free(rest);
-        free(demo);
-        return (*argv[1] == 's' ? bench_store : bench_compose)(argc - 1, argv + 1);
-    }
+    for (size_t i = 0; i < sizeof parts / sizeof *parts && argc > 1; i++)
+        if (!strcmp(argv[1], parts[i].name)) {
+            free(rest);
+            free(demo);
+            return parts[i].run(argc - 1, argv + 1);
+        }
     make_options(o, &b);
     int rc = rest ? options_parse(o, argc, argv, rest, &n, &err) : err_nomem(&err, 64);
     if (rc == 0 && n)
@@ -325,13 +334,13 @@ static int run(const struct command *self, int argc, char **argv)
 
 static void help(void)
 {
-    bench_store_help();
-    bench_compose_help();
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        parts[i].help();
 }
 
 const struct command command_bench = {
     .name = "bench",
-    .usage = "weft bench [store|compose] [options]",
+    .usage = "weft bench [store|compose|retrieve] [options]",
     .about = "what this machine does, beside its limits",
     .run = run,
     .options = make_options,

@@ -2,6 +2,8 @@
 #ifndef WEFT_BENCH_H
 #define WEFT_BENCH_H
 
+#include "unet/err.h"
+
 #include <stdbool.h>
 
 /* One line: a table's, or with json an object of name, value, unit. */
@@ -9,10 +11,16 @@ void bench_figure(bool json, const char *name, double value, const char *unit);
 /* The config of SD 1.5's UNet, with a %d for the width of its texts. */
 extern const char bench_sd15_unet[];
 
-/* weft bench store, weft bench compose: argv[0] is that word. The exit code. */
+/* Small adapter files, no two alike, from the `from`th on, into folders of a thousand below dir. */
+int bench_make_files(const char *dir, int from, int n, struct err *err);
+void bench_remove_tree(const char *dir);
+
+/* weft bench store, weft bench compose, weft bench retrieve: argv[0] is that word. The exit code. */
 int bench_store(int argc, char **argv);
 int bench_compose(int argc, char **argv);
+int bench_retrieve(int argc, char **argv);
 void bench_store_help(void);
 void bench_compose_help(void);
+void bench_retrieve_help(void);
 
 #endif

@@ -95,7 +95,7 @@ static int write_file(const char *dir, int n, struct err *err)
     return good ? 0 : err_set(err, ERR_IO, "%s: %s", path, strerror(errno));
 }
 
-static int make_files(const char *dir, int from, int n, struct err *err)
+int bench_make_files(const char *dir, int from, int n, struct err *err)
 {
     int rc = 0;
     if (mkdir(dir, 0777) < 0 && errno != EEXIST)
@@ -105,7 +105,7 @@ static int make_files(const char *dir, int from, int n, struct err *err)
     return rc;
 }
 
-static void remove_tree(const char *dir)
+void bench_remove_tree(const char *dir)
 {
     char path[1000];
     DIR *d = opendir(dir);
@@ -114,7 +114,7 @@ static void remove_tree(const char *dir)
             continue;
         snprintf(path, sizeof path, "%.700s/%.255s", dir, e->d_name);
         if (e->d_type == DT_DIR)
-            remove_tree(path);
+            bench_remove_tree(path);
         else
             unlink(path);
     }
@@ -156,14 +156,14 @@ static int bench_add(struct bench *b, int n, bool copy, struct err *err)
     char dir[500], name[60];
     snprintf(dir, sizeof dir, "%s/%d", b->files, b->at);
     snprintf(name, sizeof name, "add%s, with %d in", copy ? " --copy" : "", b->at);
-    int rc = make_files(dir, b->at, n, err);
+    int rc = bench_make_files(dir, b->at, n, err);
     if (rc < 0)
         return rc;
     double t = run_weft(b, (const char *[]){"add", dir, copy ? "--copy" : NULL, NULL});
     if (t < 0)
         return err_set(err, ERR_IO, "weft add failed");
     if (!copy)
-        remove_tree(dir);
+        bench_remove_tree(dir);
     b->at += n;
     figure(b, name, n / t, "files/s");
     return 0;
@@ -263,7 +263,7 @@ int bench_store(int argc, char **argv)
         rc = err_set(&err, ERR_ARG, "'%.60s' is no option of bench store", rest[0]);
     free(rest);
     if (rc == 0 && b.make)
-        rc = make_files(b.make, 0, b.rows, &err);
+        rc = bench_make_files(b.make, 0, b.rows, &err);
     if (rc < 0 || b.make)
         return rc < 0 ? cli_fail(&err) : EXIT_DONE;
     snprintf(b.root, sizeof b.root, "%.250s/weft-bench-XXXXXX", b.dir);
@@ -275,6 +275,6 @@ int bench_store(int argc, char **argv)
     snprintf(b.files, sizeof b.files, "%s/files", b.root);
     mkdir(b.files, 0777);
     rc = bench_all(&b, &err);
-    remove_tree(b.root);
+    bench_remove_tree(b.root);
     return rc < 0 ? cli_fail(&err) : EXIT_DONE;
 }
