@@ -94,12 +94,18 @@ static void block_forward(const struct clip_tower *t, const struct clip_block *b
     run_pop(r, mark);
 }
 
+void clip_tower_forward(const struct clip_tower *t, struct run *r, struct tensor *x, bool causal,
+                        int skip)
+{
+    for (int i = 0; i < t->layers - skip; i++)
+        block_forward(t, &t->block[i], r, x, causal);
+}
+
 struct tensor clip_text_forward(const struct clip_text *c, struct run *r, const struct words *words,
                                 const int32_t *ids, int n, int len, int skip, int layer)
 {
     struct tensor x = embed(c, r, words, ids, n, len, layer);
-    for (int i = 0; i < c->tower.layers - skip; i++)
-        block_forward(&c->tower, &c->tower.block[i], r, &x, true);
+    clip_tower_forward(&c->tower, r, &x, true, skip);
     struct tensor y = run_like(r, &x);
     op_layer_norm(r, &y, &c->final, &x);
     run_drop(r, &x);
@@ -201,8 +207,7 @@ struct tensor clip_embed_image(const struct clip *c, struct run *r, const struct
     assert(x->n <= MAX_ROWS);
     struct tensor h = patches(v, r, x);
     op_layer_norm(r, &h, &v->pre, &h);
-    for (int i = 0; i < v->tower.layers; i++)
-        block_forward(&v->tower, &v->tower.block[i], r, &h, false);
+    clip_tower_forward(&v->tower, r, &h, false, 0);
     gather(r, &head, &h, first);
     op_layer_norm(r, &head, &v->post, &head);
     op_layer(r, &y, &c->visual_projection, &head, false);

@@ -27,6 +27,14 @@ struct clip_tower {
     enum act act;
     struct clip_block *block; /* [layers] */
 };
+/* Sizes from a config; heads where it says nothing: 8 is the text tower's, 12 the vision tower's. */
+void clip_tower_read(struct clip_tower *t, struct config *c, int heads);
+/* Weights from "encoder.layers.I." below where the loader is. */
+void clip_tower_load(struct clip_tower *t, struct loader *ld);
+/* x [n, places, width], in place, through all blocks but the last `skip`. */
+void clip_tower_forward(const struct clip_tower *t, struct run *r, struct tensor *x, bool causal,
+                        int skip);
+void clip_tower_release(struct clip_tower *t, struct device *dev);
 
 struct clip_text {
     struct device *dev;

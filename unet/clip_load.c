@@ -45,7 +45,7 @@ static const char *const harmless[] = {"architectures",
                                        "pruned_heads",
                                        NULL};
 
-static void read_tower(struct clip_tower *t, struct config *c, int heads)
+void clip_tower_read(struct clip_tower *t, struct config *c, int heads)
 {
     const char *act = config_str(c, "hidden_act", "quick_gelu");
 
@@ -69,7 +69,7 @@ static void read_tower(struct clip_tower *t, struct config *c, int heads)
 
 static void read_text(struct clip_text *t, struct config *c)
 {
-    read_tower(&t->tower, c, 8);
+    clip_tower_read(&t->tower, c, 8);
     config_int(c, "projection_dim", 512);
     t->vocab = config_int(c, "vocab_size", 49408);
     t->positions = config_int(c, "max_position_embeddings", 77);
@@ -80,7 +80,7 @@ static void read_text(struct clip_text *t, struct config *c)
 
 static void read_vision(struct clip_vision *v, struct config *c)
 {
-    read_tower(&v->tower, c, 12);
+    clip_tower_read(&v->tower, c, 12);
     config_int(c, "projection_dim", 512);
     config_expect(c, "num_channels", "3");
     v->side = config_int(c, "image_size", 224);
@@ -103,7 +103,7 @@ static void block_load(struct clip_block *b, struct loader *ld, int width, int m
     loader_norm(ld, &b->norm2, "layer_norm2", width, 0, 1e-5f);
 }
 
-static void tower_load(struct clip_tower *t, struct loader *ld)
+void clip_tower_load(struct clip_tower *t, struct loader *ld)
 {
     t->block = calloc((size_t)t->layers, sizeof *t->block);
     if (!t->block) {
@@ -125,7 +125,7 @@ static void text_load(struct clip_text *c, struct loader *ld)
     loader_enter(ld, "text_model");
     loader_array(ld, &c->token, "embeddings.token_embedding.weight", 2, token);
     loader_array(ld, &c->position, "embeddings.position_embedding.weight", 2, position);
-    tower_load(&c->tower, ld);
+    clip_tower_load(&c->tower, ld);
     loader_norm(ld, &c->final, "final_layer_norm", c->tower.width, 0, 1e-5f);
     loader_leave(ld);
 }
@@ -140,7 +140,7 @@ static void vision_load(struct clip_vision *v, struct loader *ld)
     loader_array(ld, &v->position, "embeddings.position_embedding.weight", 2, position);
     loader_patches(ld, &v->embed, "embeddings.patch_embedding", 3, v->tower.width, v->patch);
     loader_norm(ld, &v->pre, "pre_layrnorm", v->tower.width, 0, 1e-5f); /* so spelt */
-    tower_load(&v->tower, ld);
+    clip_tower_load(&v->tower, ld);
     loader_norm(ld, &v->post, "post_layernorm", v->tower.width, 0, 1e-5f);
     loader_leave(ld);
 }
@@ -246,7 +246,7 @@ int clip_open(struct clip **out, struct device *dev, struct source *from, struct
 
 /* ---- release --------------------------------------------------------------------------------- */
 
-static void tower_release(struct clip_tower *t, struct device *dev)
+void clip_tower_release(struct clip_tower *t, struct device *dev)
 {
     for (int i = 0; t->block && i < t->layers; i++) {
         struct clip_block *b = &t->block[i];
@@ -267,7 +267,7 @@ void clip_text_close(struct clip_text *c)
 {
     if (!c)
         return;
-    tower_release(&c->tower, c->dev);
+    clip_tower_release(&c->tower, c->dev);
     norm_release(c->dev, &c->final);
     weights_close(c->weights);
     free(c);
@@ -277,9 +277,9 @@ void clip_close(struct clip *c)
 {
     if (!c)
         return;
-    tower_release(&c->text.tower, c->dev);
+    clip_tower_release(&c->text.tower, c->dev);
     norm_release(c->dev, &c->text.final);
-    tower_release(&c->vision.tower, c->dev);
+    clip_tower_release(&c->vision.tower, c->dev);
     norm_release(c->dev, &c->vision.pre);
     norm_release(c->dev, &c->vision.post);
     layer_release(c->dev, &c->vision.embed);
