@@ -23,6 +23,7 @@ struct search {
     const char *where;
     int limit;
     bool weights_only, words_only;
+    bool likely; /* scores by weights are likelihoods */
 
     char *text; /* the query; owned */
     struct hit *words;
@@ -84,10 +85,11 @@ static const struct found *found_weights(const struct search *c, int64_t key)
     return NULL;
 }
 
-/* Those that answer to the text more than to plain captions. */
+/* Those that answer to the text more than to neutral ones. */
 static int look_at_weights(struct search *c, struct err *err)
 {
-    int skipped = 0, n = 0;
+    struct finder *f = NULL;
+    int unread = 0, n = 0;
     c->m.repo = c->s.r;
     int rc = making_request(&c->m, "", err);
     rc = rc < 0 ? rc : making_model(&c->m, err);
@@ -95,14 +97,19 @@ static int look_at_weights(struct search *c, struct err *err)
         err_clear(err);
         return 0;
     }
+    char *retriever = cli_asset("retriever"), *scorer = cli_asset("scorer");
+    rc = rc < 0 ? rc : finder_open(&f, c->s.r, c->m.model, retriever, scorer, err);
     progress_start(&c->s.bar);
-    rc = rc < 0 ? rc
-                : find_by_weights(c->s.r, c->m.model, c->text, shelf_progress, &c->s, &c->weights,
-                                  &c->n_weights, &skipped, err);
+    rc = rc < 0 ? rc : finder_read(f, shelf_progress, &c->s, &unread, err);
     progress_end(&c->s.bar);
-    while (n < c->n_weights && c->weights[n].score > 0)
+    rc = rc < 0 ? rc : finder_ask(f, c->text, &c->weights, &c->n_weights, err);
+    c->likely = rc == 0 && finder_is_calibrated(f);
+    while (n < c->n_weights && c->weights[n].answer > 0)
         n++;
-    c->n_weights = n;
+    c->n_weights = c->likely ? c->n_weights : n;
+    finder_close(f);
+    free(retriever);
+    free(scorer);
     return rc;
 }
 
@@ -114,10 +121,14 @@ static void tell(struct search *c, const struct repo_adapter *a, double score)
     const char *words = found_words(c, a->key);
     char why[500];
     snprintf(why, sizeof why, "%.300s", words ? words : "");
+    if (w && c->likely)
+        snprintf(why + strlen(why), sizeof why - strlen(why), "%s%.0f %% likely by its weights; ",
+                 words ? "; " : "", 100 * w->score);
     if (w)
         snprintf(why + strlen(why), sizeof why - strlen(why),
-                 "%sits weights answer %.1f times as loudly as to plain captions%s%s",
-                 words ? "; " : "", exp(w->score), *w->word ? ", most to " : "", w->word);
+                 "%sthey answer %.1f times as loudly as to other texts%s%s",
+                 words && !c->likely ? "; " : "", exp(w->answer), *w->word ? ", most to " : "",
+                 w->word);
     c->shown++;
     if (c->s.json) {
         json_line(json_pack("{s:o, s:o, s:f, s:o}", "name", json_text(a->name), "id",

@@ -1,4 +1,6 @@
 #include "find.h"
+#include "encoder.h"
+#include "index.h"
 #include "response.h"
 
 #include "store/adapter.h"
@@ -8,60 +10,107 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_WORDS = 16, LEAST_LETTERS = 3 };
+enum { MOST_WORDS = 16, LEAST_LETTERS = 3, OTHERS = 128 };
 
-/* What is asked for: the text, and each of its words alone. */
-struct asked {
-    const struct responder *re;
-    struct query text;
-    struct query word[MOST_WORDS];
-    char name[MOST_WORDS][32];
-    int n;
+/* What is known of an adapter by weights. */
+struct known {
+    int64_t key;
+    struct response response;
+    float *vector; /* [dim]; owned; NULL: there is none */
 };
 
-static void asked_release(struct asked *q)
-{
-    query_release(&q->text);
-    for (int i = 0; i < q->n; i++)
-        query_release(&q->word[i]);
-}
+struct finder {
+    struct repo *r;
+    const struct model *m;
+    struct responder *re;
+    struct encoder *enc;
+    struct index *ix;
+    int width;
+    float *room; /* [RESPONSE_ROWS, width] for what was kept */
+    /* some of the repository's, by which is told what all answer to; owned */
+    struct response other[OTHERS];
+    int n_other;
+    /* where nothing can be kept: what was read in this process */
+    struct known *own;
+    int n_own;
+};
 
-static int ask(struct asked *q, const char *text, struct err *err)
+/* ---- opening --------------------------------------------------------------------------------- */
+
+int finder_open(struct finder **out, struct repo *r, const struct model *m, const char *retriever,
+                const char *scorer, struct err *err)
 {
-    int rc = responder_ask(q->re, text, &q->text, err);
-    for (const char *p = text; *p && rc == 0 && q->n < MOST_WORDS;) {
-        size_t skip = strspn(p, " ,.;:\"'()"), n = strcspn(p + skip, " ,.;:\"'()");
-        struct err none;
-        p += skip;
-        if (n >= LEAST_LETTERS && n < sizeof q->name[0]) {
-            snprintf(q->name[q->n], sizeof q->name[0], "%.*s", (int)n, p);
-            if (responder_ask(q->re, q->name[q->n], &q->word[q->n], &none) == 0)
-                q->n++;
-            else
-                query_release(&q->word[q->n]);
-        }
-        p += n;
+    struct finder *f = calloc(1, sizeof *f);
+    *out = NULL;
+    if (!f)
+        return err_nomem(err, sizeof *f);
+    f->r = r;
+    f->m = m;
+    void *kept = NULL;
+    size_t size = 0;
+    int rc = repo_neutral(r, m->fingerprint, &kept, &size, err);
+    bool known = rc == 0;
+    rc = rc < 0 ? rc : responder_open(&f->re, m, kept, size, err);
+    free(kept);
+    if (rc == 0 && !known) {
+        const void *told = responder_keep(f->re, &size);
+        rc = repo_set_neutral(r, m->fingerprint, told, size, err);
     }
+    if (rc == 0) {
+        f->width = responder_width(f->re);
+        f->room = malloc((size_t)RESPONSE_ROWS * (size_t)f->width * sizeof *f->room);
+        rc = f->room ? 0 : err_nomem(err, (size_t)f->width);
+    }
+    if (rc == 0 && retriever && scorer) {
+        rc = encoder_open(&f->enc, m, retriever, scorer, err);
+        if (rc == ERR_MISMATCH) { /* another model's */
+            err_clear(err);
+            rc = 0;
+        }
+    }
+    if (rc < 0)
+        finder_close(f);
+    else
+        *out = f;
     return rc;
 }
 
-static void score(const struct asked *q, const struct response *a, struct found *f)
+static void known_release(struct known *k)
 {
-    double best = -INFINITY;
-    f->score = response_score(q->re, a, &q->text);
-    *f->word = 0;
-    for (int i = 0; i < q->n; i++) {
-        double x = response_score(q->re, a, &q->word[i]);
-        if (x > best) {
-            best = x;
-            memcpy(f->word, q->name[i], sizeof f->word);
-        }
-    }
+    response_release(&k->response);
+    free(k->vector);
 }
 
+void finder_close(struct finder *f)
+{
+    if (!f)
+        return;
+    for (int i = 0; i < f->n_own; i++)
+        known_release(&f->own[i]);
+    for (int i = 0; i < f->n_other; i++)
+        response_release(&f->other[i]);
+    free(f->own);
+    free(f->room);
+    index_close(f->ix);
+    encoder_close(f->enc);
+    responder_close(f->re);
+    free(f);
+}
+
+bool finder_is_calibrated(const struct finder *f)
+{
+    return f->enc;
+}
+
+/* ---- keys ------------------------------------------------------------------------------------ */
+
 struct keys {
-    int64_t *at;
+    struct key {
+        int64_t adapter;
+        double likeness; /* NAN: not known */
+    } * at;              /* owned */
     int n, room;
+    double now; /* the likeness of what is added */
     struct err *err;
 };
 
@@ -71,62 +120,294 @@ static int add_key(void *user, const struct repo_adapter *a)
     if (a->unusable || a->missing)
         return 0;
     if (k->n == k->room) {
-        int room = k->room ? 2 * k->room : 64;
-        int64_t *more = realloc(k->at, (size_t)room * sizeof *more);
+        size_t room = k->room ? 2 * (size_t)k->room : 64;
+        struct key *more = realloc(k->at, room * sizeof *more);
         if (!more)
-            return err_nomem(k->err, (size_t)room * sizeof *more);
+            return err_nomem(k->err, room * sizeof *more);
         k->at = more;
-        k->room = room;
+        k->room = (int)room;
     }
-    k->at[k->n++] = a->key;
+    k->at[k->n++] = (struct key){a->key, k->now};
     return 0;
 }
 
-/* From the file. A file that is not what was added, or does not fit, is silent and no error. */
-static int read_file(struct repo *r, const struct model *m, const struct responder *re,
-                     const struct repo_adapter *a, struct response *out, struct err *err)
+/* ---- reading --------------------------------------------------------------------------------- */
+
+static int learn(struct finder *f, const struct adapter *bound, struct known *k, double *strength,
+                 struct err *err)
 {
-    struct adapter_file *f = NULL;
-    struct adapter *bound = NULL;
-    struct bind_report misfits = {0};
-    struct err why;
-    int rc = 0;
-    memset(out, 0, sizeof *out);
-    out->silent = true;
-    if (repo_check(r, a, &why) == 0 && adapter_file_open(&f, a->path, &why) == 0 &&
-        adapter_bind(&bound, m->dev, &m->sites, &f->list, a->name, true, &misfits, &why) == 0) {
-        rc = responder_read(re, bound, out, err);
-        if (rc == 0)
-            rc = repo_set_response(r, a->data_sha256, m->fingerprint,
-                                   out->silent ? (double)NAN : out->plain, out->row,
-                                   (size_t)RESPONSE_ROWS * (size_t)responder_width(re), err);
+    int rc = responder_read(f->re, bound, &k->response, err);
+    if (rc < 0 || !f->enc)
+        return rc;
+    k->vector = malloc((size_t)f->enc->dim * sizeof *k->vector);
+    rc = k->vector ? encoder_read(f->enc, bound, k->vector, strength, err)
+                   : err_nomem(err, (size_t)f->enc->dim);
+    if (rc == 1) {
+        free(k->vector);
+        k->vector = NULL;
     }
-    bind_report_release(&misfits);
-    adapter_free(bound);
-    adapter_file_close(f);
+    return rc < 0 ? rc : 0;
+}
+
+static int keep(struct finder *f, const struct repo_adapter *a, const struct known *k,
+                double strength, struct err *err)
+{
+    const struct response *p = &k->response;
+    int rc = repo_set_response(f->r, a->data_sha256, f->m->fingerprint,
+                               p->silent ? (double)NAN : p->plain, p->row,
+                               (size_t)RESPONSE_ROWS * (size_t)f->width, err);
+    if (rc == 0 && f->enc)
+        rc = repo_set_embedding(f->r, a->data_sha256, f->enc->name, k->vector, f->enc->dim,
+                                strength, err);
     return rc;
 }
 
-/* room: [RESPONSE_ROWS, width] for what was kept. */
-static int score_one(struct repo *r, const struct model *m, const struct asked *q, float *room,
-                     struct found *f, struct err *err)
+/* From the file: 0, or 1 for one that is not what was added, or does not fit. */
+static int read_file(struct finder *f, const struct repo_adapter *a, struct known *k,
+                     struct err *err)
 {
-    const struct responder *re = q->re;
+    struct adapter_file *file = NULL;
+    struct adapter *bound = NULL;
+    struct bind_report misfits = {0};
+    struct err why;
+    double strength = 0;
+    int rc = 1;
+    if (repo_check(f->r, a, &why) == 0 && adapter_file_open(&file, a->path, &why) == 0 &&
+        adapter_bind(&bound, f->m->dev, &f->m->sites, &file->list, a->name, true, &misfits, &why) ==
+            0) {
+        rc = learn(f, bound, k, &strength, err);
+        rc = rc < 0 ? rc : keep(f, a, k, strength, err);
+    }
+    bind_report_release(&misfits);
+    adapter_free(bound);
+    adapter_file_close(file);
+    return rc;
+}
+
+static int read_one(struct finder *f, int64_t key, int *unread, struct err *err)
+{
     struct repo_adapter a;
-    struct response kept = {.row = room}, own = {0};
-    int rc = repo_at(r, f->key, &a, err);
-    f->score = -INFINITY;
+    struct known k = {.key = key};
+    int rc = repo_at(f->r, key, &a, err);
     if (rc != 0)
         return rc < 0 ? rc : 0;
-    rc = repo_response(r, a.data_sha256, m->fingerprint, &kept.plain, room,
-                       (size_t)RESPONSE_ROWS * (size_t)responder_width(re), err);
-    kept.silent = isnan(kept.plain);
-    if (rc == 1)
-        rc = read_file(r, m, re, &a, &own, err);
-    if (rc == 0)
-        score(q, own.row || own.silent ? &own : &kept, f);
-    response_release(&own);
+    rc = read_file(f, &a, &k, err);
+    *unread += rc == 1;
+    if (rc == 0 && !repo_writes(f->r)) {
+        struct known *more = realloc(f->own, ((size_t)f->n_own + 1) * sizeof *more);
+        if (more) {
+            f->own = more;
+            f->own[f->n_own++] = k;
+            k = (struct known){0};
+        } else {
+            rc = err_nomem(err, sizeof *more);
+        }
+    }
+    known_release(&k);
     repo_adapter_release(&a);
+    return rc < 0 ? rc : 0;
+}
+
+static const struct known *own(const struct finder *f, int64_t key)
+{
+    for (int i = 0; i < f->n_own; i++)
+        if (f->own[i].key == key)
+            return &f->own[i];
+    return NULL;
+}
+
+int finder_read(struct finder *f, int (*progress)(void *user, int done, int total), void *user,
+                int *unread, struct err *err)
+{
+    struct keys k = {.err = err};
+    *unread = 0;
+    int rc = repo_unread(f->r, f->width, f->m->fingerprint, f->enc ? f->enc->name : NULL, add_key,
+                         &k, err);
+    for (int i = 0; i < k.n && rc == 0; i++) {
+        if (progress && progress(user, i, k.n))
+            rc = err_set(err, ERR_STOPPED, "stopped");
+        else if (!own(f, k.at[i].adapter))
+            rc = read_one(f, k.at[i].adapter, unread, err);
+    }
+    if (rc == 0 && progress)
+        progress(user, k.n, k.n);
+    free(k.at);
+    return rc;
+}
+
+/* ---- asking ---------------------------------------------------------------------------------- */
+
+struct take {
+    struct finder *f;
+    struct err *err;
+};
+
+static int add_other(void *user, double plain, const float *row)
+{
+    struct take *t = user;
+    struct finder *f = t->f;
+    size_t n = (size_t)RESPONSE_ROWS * (size_t)f->width * sizeof *row;
+    float *copy = malloc(n);
+    if (!copy)
+        return err_nomem(t->err, n);
+    memcpy(copy, row, n);
+    f->other[f->n_other++] = (struct response){.row = copy, .plain = plain};
+    return 0;
+}
+
+static int take_others(struct finder *f, struct err *err)
+{
+    struct take t = {f, err};
+    for (int i = 0; i < f->n_other; i++)
+        response_release(&f->other[i]);
+    f->n_other = 0;
+    int rc = repo_responses(f->r, f->m->fingerprint, (size_t)RESPONSE_ROWS * (size_t)f->width,
+                            OTHERS, add_other, &t, err);
+    for (int i = 0; i < f->n_own && f->n_other < OTHERS && rc == 0; i++)
+        if (!f->own[i].response.silent)
+            rc = add_other(&t, f->own[i].response.plain, f->own[i].response.row);
+    return rc;
+}
+
+/* One text that is asked for: its states, and what the others answer to each. */
+struct question {
+    struct query q;
+    double *mean, *now; /* [q.n] */
+    char name[32];
+};
+
+static void question_release(struct question *q)
+{
+    query_release(&q->q);
+    free(q->mean);
+}
+
+static int question_make(const struct finder *f, struct question *q, const char *text,
+                         struct err *err)
+{
+    enum { DOUBT = 4 }; /* so many more that answer to nothing */
+    int rc = responder_ask(f->re, text, &q->q, err);
+    if (rc < 0)
+        return rc;
+    size_t n = (size_t)q->q.n;
+    q->mean = calloc(2 * n, sizeof *q->mean);
+    if (!q->mean)
+        return err_nomem(err, n * sizeof *q->mean);
+    q->now = q->mean + n;
+    for (int i = 0; i < f->n_other; i++) {
+        response_tokens(f->re, &f->other[i], &q->q, q->now);
+        for (size_t k = 0; k < n; k++)
+            q->mean[k] += fmax(q->now[k], -3) / (f->n_other + DOUBT);
+    }
+    return 0;
+}
+
+static double pooled(const struct finder *f, const struct response *a, const struct question *q)
+{
+    response_tokens(f->re, a, &q->q, q->now);
+    return response_pool(q->now, q->mean, q->q.n);
+}
+
+/* What is asked for: the text, and each of its words alone. */
+struct asked {
+    struct question text, word[MOST_WORDS];
+    int n;
+};
+
+static void asked_release(struct asked *q)
+{
+    question_release(&q->text);
+    for (int i = 0; i < q->n; i++)
+        question_release(&q->word[i]);
+}
+
+static int ask(const struct finder *f, struct asked *q, const char *text, struct err *err)
+{
+    int rc = question_make(f, &q->text, text, err);
+    for (const char *p = text; *p && rc == 0 && q->n < MOST_WORDS;) {
+        size_t skip = strspn(p, " ,.;:\"'()"), n = strcspn(p + skip, " ,.;:\"'()");
+        struct question *w = &q->word[q->n];
+        struct err none;
+        p += skip;
+        if (n >= LEAST_LETTERS && n < sizeof w->name) {
+            snprintf(w->name, sizeof w->name, "%.*s", (int)n, p);
+            if (question_make(f, w, w->name, &none) == 0)
+                q->n++;
+            else
+                question_release(w);
+        }
+        p += n;
+    }
+    return rc;
+}
+
+static void score(const struct finder *f, const struct asked *q, const struct response *a,
+                  struct found *to)
+{
+    double best = -INFINITY;
+    to->answer = pooled(f, a, &q->text);
+    *to->word = 0;
+    for (int i = 0; i < q->n; i++) {
+        double x = pooled(f, a, &q->word[i]);
+        if (x > best) {
+            best = x;
+            memcpy(to->word, q->word[i].name, sizeof to->word);
+        }
+    }
+    to->score = f->enc ? encoder_match(f->enc, to->likeness, to->answer) : to->answer;
+}
+
+static int score_one(struct finder *f, const struct asked *q, struct found *to, struct err *err)
+{
+    const struct known *k = own(f, to->key);
+    struct response kept = {.row = f->room};
+    struct repo_adapter a;
+    if (k) {
+        score(f, q, &k->response, to);
+        return 0;
+    }
+    to->score = -INFINITY;
+    int rc = repo_at(f->r, to->key, &a, err);
+    if (rc != 0)
+        return rc < 0 ? rc : 0;
+    rc = repo_response(f->r, a.data_sha256, f->m->fingerprint, &kept.plain, f->room,
+                       (size_t)RESPONSE_ROWS * (size_t)f->width, err);
+    kept.silent = isnan(kept.plain);
+    if (rc == 0)
+        score(f, q, &kept, to);
+    repo_adapter_release(&a);
+    return rc < 0 ? rc : 0;
+}
+
+static double product(const float *a, const float *b, int n)
+{
+    double s = 0;
+    for (int i = 0; i < n; i++)
+        s += (double)a[i] * b[i];
+    return s;
+}
+
+/* Those whose vectors are nearest to the text's. */
+static int nearest(struct finder *f, const char *text, struct keys *k, struct err *err)
+{
+    int dim = f->enc->dim, n = 0;
+    int64_t id[FINDER_MOST];
+    float near[FINDER_MOST], *v = malloc((size_t)dim * sizeof *v);
+    int rc = v ? encoder_ask(f->enc, text, v, err) : err_nomem(err, (size_t)dim);
+    index_close(f->ix);
+    f->ix = NULL;
+    rc = rc < 0 ? rc : index_open(&f->ix, f->r, f->enc->name, dim, err);
+    rc = rc < 0 ? rc : index_search(f->ix, v, FINDER_MOST, id, near, &n, err);
+    for (int i = 0; i < n && rc == 0; i++) {
+        k->now = near[i];
+        rc = repo_embedding_adapters(f->r, id[i], add_key, k, err);
+    }
+    for (int i = 0; i < f->n_own && rc == 0; i++) {
+        const struct repo_adapter a = {.key = f->own[i].key};
+        k->now = f->own[i].vector ? product(f->own[i].vector, v, dim) : (double)NAN;
+        rc = add_key(k, &a);
+    }
+    free(v);
     return rc;
 }
 
@@ -138,52 +419,82 @@ static int best_first(const void *a, const void *b)
     return (x->key > y->key) - (x->key < y->key);
 }
 
-static int score_all(struct repo *r, const struct model *m, const struct keys *k,
-                     const struct asked *q, int (*progress)(void *user, int done, int total),
-                     void *user, struct found *out, int *n, int *skipped, struct err *err)
+int finder_ask(struct finder *f, const char *text, struct found **out, int *n, struct err *err)
 {
-    float *room = malloc((size_t)RESPONSE_ROWS * (size_t)responder_width(q->re) * sizeof *room);
-    int rc = room ? 0 : err_nomem(err, (size_t)responder_width(q->re));
-    for (int i = 0; i < k->n && rc == 0; i++) {
-        struct found *f = &out[*n];
-        if (progress && progress(user, i, k->n))
-            rc = err_set(err, ERR_STOPPED, "stopped");
-        f->key = k->at[i];
-        rc = rc < 0 ? rc : score_one(r, m, q, room, f, err);
-        if (rc == 0 && isfinite(f->score))
-            ++*n;
-        else
-            ++*skipped;
-    }
-    if (rc == 0 && progress)
-        progress(user, k->n, k->n);
-    free(room);
-    return rc;
-}
-
-int find_by_weights(struct repo *r, const struct model *m, const char *text,
-                    int (*progress)(void *user, int done, int total), void *user,
-                    struct found **out, int *n, int *skipped, struct err *err)
-{
-    const struct repo_filter fits = {.context = m->text->tower.width};
-    struct keys k = {.err = err};
-    struct responder *re = NULL;
+    const struct repo_filter fits = {.context = f->width};
+    struct keys k = {.err = err, .now = NAN};
     struct asked q = {.n = 0};
     *out = NULL;
-    *n = *skipped = 0;
-    int rc = repo_list(r, &fits, add_key, &k, err);
-    rc = rc < 0 ? rc : responder_open(&re, m, err);
-    q.re = re;
-    rc = rc < 0 ? rc : ask(&q, text, err);
+    *n = 0;
+    int rc = take_others(f, err);
+    rc = rc < 0 ? rc : ask(f, &q, text, err);
+    if (rc == 0)
+        rc = f->enc ? nearest(f, text, &k, err) : repo_list(f->r, &fits, add_key, &k, err);
     if (rc == 0 && !(*out = malloc(((size_t)k.n + 1) * sizeof **out)))
         rc = err_nomem(err, (size_t)k.n * sizeof **out);
-    rc = rc < 0 ? rc : score_all(r, m, &k, &q, progress, user, *out, n, skipped, err);
+    for (int i = 0; i < k.n && rc == 0; i++) {
+        struct found *to = &(*out)[*n];
+        *to = (struct found){
+            .key = k.at[i].adapter, .likeness = k.at[i].likeness, .answer = -INFINITY};
+        rc = score_one(f, &q, to, err);
+        *n += isfinite(to->score);
+    }
     if (rc == 0)
         qsort(*out, (size_t)*n, sizeof **out, best_first);
     asked_release(&q);
-    responder_close(re);
     free(k.at);
     return rc;
+}
+
+/* ---- adapters among themselves --------------------------------------------------------------- */
+
+/* What an adapter does, as numbers to compare: its vector, else the rows of its answer. */
+static int compared(struct finder *f, int64_t key, float *to, struct err *err)
+{
+    const struct known *k = own(f, key);
+    size_t n = (size_t)RESPONSE_ROWS * (size_t)f->width;
+    struct repo_adapter a;
+    double number;
+    if (k && f->enc && k->vector)
+        memcpy(to, k->vector, (size_t)f->enc->dim * sizeof *to);
+    else if (k)
+        memcpy(to, k->response.row, n * sizeof *to);
+    if (k)
+        return 0;
+    int rc = repo_at(f->r, key, &a, err);
+    if (rc != 0)
+        return rc;
+    rc = f->enc ? repo_embedding(f->r, a.data_sha256, f->enc->name, to, f->enc->dim, &number, err)
+                : repo_response(f->r, a.data_sha256, f->m->fingerprint, &number, to, n, err);
+    repo_adapter_release(&a);
+    return rc;
+}
+
+/* |X Y^T|^2 / (|X X^T| |Y Y^T|): the cosine of the two G (response.h). */
+static double answers_alike(const float *x, const float *y, int width)
+{
+    double s[3] = {0};
+    const float *of[3][2] = {{x, y}, {x, x}, {y, y}};
+    for (int p = 0; p < 3; p++)
+        for (int i = 0; i < RESPONSE_ROWS; i++)
+            for (int j = 0; j < RESPONSE_ROWS; j++) {
+                double d = product(of[p][0] + i * width, of[p][1] + j * width, width);
+                s[p] += d * d;
+            }
+    return s[0] / sqrt(s[1] * s[2]);
+}
+
+double finder_alike(struct finder *f, int64_t a, int64_t b)
+{
+    size_t n = (size_t)RESPONSE_ROWS * (size_t)f->width;
+    n = f->enc && (size_t)f->enc->dim > n ? (size_t)f->enc->dim : n;
+    float *x = calloc(2 * n, sizeof *x);
+    struct err none;
+    double s = NAN;
+    if (x && compared(f, a, x, &none) == 0 && compared(f, b, x + n, &none) == 0)
+        s = f->enc ? product(x, x + n, f->enc->dim) : answers_alike(x, x + n, f->width);
+    free(x);
+    return s;
 }
 
 /* ---- fusion ---------------------------------------------------------------------------------- */

@@ -1,9 +1,18 @@
 /* find.h: adapters of the repository found by what their weights do.
  *
+ *     struct finder *f;
  *     struct found *list;
- *     find_by_weights(repo, model, "a fox in neon lines", progress, user, &list, &n, &skipped, &err);
- *     for (i < n) repo_at(repo, list[i].key, &adapter, &err);    // best first
+ *     finder_open(&f, repo, model, "assets/retriever", "assets/scorer", &err);
+ *     finder_read(f, progress, user, &unread, &err);          // those that nothing is known of yet
+ *     finder_ask(f, "a fox in neon lines", &list, &n, &err);
+ *     for (i < n) repo_at(repo, list[i].key, &adapter, &err); // best first
  *     free(list);
+ *     finder_close(f);
+ *
+ * Two things tell what an adapter does: its answer to the text (response.h), on any model, and the likeness of its
+ * vector to the text's (encoder.h), on a model that an encoder was made for. Where there is one, the FINDER_MOST
+ * nearest vectors (index.h) are looked at, else all adapters that fit the model. What is learnt from a file is kept in
+ * the repository, by the hash of its tensors.
  */
 #ifndef WEFT_FIND_H
 #define WEFT_FIND_H
@@ -11,20 +20,34 @@
 #include "store/repo.h"
 #include "unet/model.h"
 
+enum { FINDER_MOST = 200 };
+
 struct found {
-    int64_t key; /* of the adapter */
-    double score;
+    int64_t key;  /* of the adapter */
+    double score; /* with an encoder: how likely it is meant, 0 to 1 (encoder.h); else its answer */
+    double likeness, answer; /* of which that is made; NAN, -INFINITY: there is none */
     char word
         [32]; /* the word of the text that it answers to most by itself; empty: not looked for */
 };
 
-/* All adapters that fit the model, by their answers to the text (response.h), best first. What an adapter answers is
- * learnt from its file when it is first needed and kept in the repository. Those that are silent, or whose file is
- * gone, changed or unusable, are left out; their number goes into *skipped. progress: once an adapter, nonzero stops
- * with ERR_STOPPED. */
-int find_by_weights(struct repo *r, const struct model *m, const char *text,
-                    int (*progress)(void *user, int done, int total), void *user,
-                    struct found **out, int *n, int *skipped, struct err *err);
+struct finder;
+/* The repository and the model are kept until finder_close. retriever, scorer: folders of the encoder; NULL, or one
+ * made for another model: by answers alone. */
+int finder_open(struct finder **out, struct repo *r, const struct model *m, const char *retriever,
+                const char *scorer, struct err *err);
+void finder_close(struct finder *f);
+/* Whether there is an encoder, so that scores are likelihoods. */
+bool finder_is_calibrated(const struct finder *f);
+
+/* Reads the files of adapters that fit the model and were never read. Those that are gone, changed or damaged are left
+ * out; their number goes into *unread. progress: once an adapter, nonzero stops with ERR_STOPPED. Before the first
+ * finder_ask, and after adapters came in. */
+int finder_read(struct finder *f, int (*progress)(void *user, int done, int total), void *user,
+                int *unread, struct err *err);
+/* Best first; *out is new. ERR_ARG for a text without a word. */
+int finder_ask(struct finder *f, const char *text, struct found **out, int *n, struct err *err);
+/* The cosine of two adapters' vectors, else of what they answer to (G of response.h); NAN: not known. */
+double finder_alike(struct finder *f, int64_t a, int64_t b);
 
 /* Reciprocal rank fusion (Cormack, Clarke & Buettcher 2009) of several lists, best first in each: an adapter's score is
  * the sum of 1 / (60 + its place), places from 1. *out is new. */

@@ -1,38 +1,33 @@
 #include "response.h"
 
-#include "unet/prompt.h"
 #include "unet/rng.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* Captions that hardly any adapter is about. */
-static const char *const plain[] = {"a dog",
-                                    "a house",
-                                    "a pizza",
-                                    "a car",
-                                    "a tree",
-                                    "a ball",
-                                    "two people",
-                                    "a picture",
-                                    "a fox and a rocket",
-                                    "on a blue background",
-                                    "an owl above a castle",
-                                    "something small",
-                                    "a man with a hat",
-                                    "the sea at night",
-                                    "a red flower in a garden",
-                                    "a city street"};
-enum { N_PLAIN = sizeof plain / sizeof *plain };
+enum { NEUTRAL = 200, HAND = 20, LONGEST = 32, STATES = 256 };
 
+/* LAPACK: eigenvalues of a symmetric matrix, rising, and its eigenvectors in place, a column each. */
+void dsyev_(const char *job, const char *half, const int *n, double *a, const int *lda, double *w,
+            double *work, const int *lwork, int *info, size_t job_len, size_t half_len);
+
+/* What neutral texts tell of a model, as it is kept: mean [width], in and out [width, width], which are C^1/4 and
+ * C^-1/4, and some of the states, less the mean, times out. */
 struct responder {
     const struct model *m;
     int width, n_site;
     double *weight; /* [sites of the model] 1 / |W|, 0 where no text arrives */
-    float *mean;    /* [width] */
-    struct query plain[N_PLAIN];
+    float *kept;    /* owned; the next four point into it */
+    float *mean, *in, *out, *state;
 };
+
+static size_t kept_floats(int width)
+{
+    size_t w = (size_t)width;
+    return w + 2 * w * w + STATES * w;
+}
 
 /* ---- texts ----------------------------------------------------------------------------------- */
 
@@ -42,64 +37,256 @@ void query_release(struct query *q)
     memset(q, 0, sizeof *q);
 }
 
-/* The states of a text's own tokens, out of all that the encoder gives for its chunks. */
-static int own_states(const struct model *m, const struct prompt_chunks *c, const float *all,
-                      int width, struct query *q, struct err *err)
+/* Ids of n texts [n, *len], each from its start token on, filled up with the end token; own[i] of its own. */
+static int32_t *tokenize(const struct model *m, const char *const *text, int n, int *len, int *own,
+                         struct err *err)
 {
-    int len = m->text->positions;
-    q->state = malloc((size_t)c->n_chunk * (size_t)len * (size_t)width * sizeof *q->state);
-    if (!q->state)
-        return err_nomem(err, (size_t)len * (size_t)width * sizeof *q->state);
-    for (int i = 0; i < c->n_chunk; i++) {
-        int end = clip_text_end(m->text, c->id + i * len, len);
-        size_t n = end > 1 ? (size_t)end - 1 : 0;
-        memcpy(q->state + (size_t)q->n * (size_t)width,
-               all + ((size_t)i * (size_t)len + 1) * (size_t)width,
-               n * (size_t)width * sizeof *all);
-        q->n += (int)n;
+    int most = m->text->positions, width = 1, rc = 0;
+    int32_t *id = malloc((size_t)n * (size_t)most * sizeof *id);
+    if (!id)
+        err_nomem(err, (size_t)n * (size_t)most * sizeof *id);
+    for (int i = 0; id && i < n && rc == 0; i++) {
+        struct tokens t = {0};
+        rc = tokenizer_encode(m->tokenizer, text[i], -1, &t, err);
+        own[i] = (int)(t.n < (size_t)most - 2 ? t.n : (size_t)most - 2);
+        for (int k = 0; k < most && rc == 0; k++)
+            id[i * most + k] = k == 0        ? tokenizer_bos(m->tokenizer)
+                               : k <= own[i] ? t.id[k - 1]
+                                             : tokenizer_eos(m->tokenizer);
+        width = own[i] + 1 > width ? own[i] + 1 : width;
+        tokens_release(&t);
     }
-    return q->n ? 0 : err_set(err, ERR_ARG, "no word to look for");
+    if (id && rc < 0) {
+        free(id);
+        return NULL;
+    }
+    width = (width + 7) / 8 * 8; /* few different shapes */
+    *len = width < most ? width : most;
+    for (int i = 1; id && i < n; i++)
+        memmove(id + i * *len, id + i * most, (size_t)*len * sizeof *id);
+    return id;
 }
 
-static int ask(const struct responder *r, const char *text, struct query *q, struct err *err)
+/* The states of the texts' own tokens, one behind the other. What comes later in a row changes nothing before it. */
+static int states(const struct model *m, const char *const *text, int n, struct query *q,
+                  struct err *err)
 {
-    struct prompt_chunks c;
-    float *all = NULL;
-    memset(q, 0, sizeof *q);
-    int rc = model_text_states(r->m, text, &c, &all, err);
-    rc = rc < 0 ? rc : own_states(r->m, &c, all, r->width, q, err);
-    free(all);
-    prompt_chunks_release(&c);
+    int len = 0, own[HAND], width = m->text->tower.width, rc = 0;
+    int32_t *id = tokenize(m, text, n, &len, own, err);
+    struct tensor y = {0};
+    struct run r;
+    if (!id)
+        return err->code;
+    run_init(&r, m->dev);
+    for (int live = 0; live < 2 && rc == 0; live++) {
+        if (!live)
+            run_measure(&r);
+        y = clip_text_forward(m->text, &r, NULL, id, n, len, 0, 0);
+        rc = live ? run_check(&r, err) : run_commit(&r, err);
+    }
+    size_t all = (size_t)n * (size_t)len * (size_t)width;
+    float *state = malloc((all ? all : 1) * sizeof *state);
+    rc = rc < 0   ? rc
+         : !state ? err_nomem(err, all * sizeof *state)
+                  : m->dev->be->download(m->dev, state, &y, err);
+    for (int i = 0; i < n && rc == 0; i++) {
+        memmove(state + (size_t)q->n * (size_t)width,
+                state + ((size_t)i * (size_t)len + 1) * (size_t)width,
+                (size_t)own[i] * (size_t)width * sizeof *state);
+        q->n += own[i];
+    }
+    q->state = state;
+    run_release(&r);
+    free(id);
     return rc;
-}
-
-static void centre(const struct responder *r, struct query *q)
-{
-    for (int i = 0; i < q->n * r->width; i++)
-        q->state[i] -= r->mean[i % r->width];
 }
 
 int responder_ask(const struct responder *r, const char *text, struct query *q, struct err *err)
 {
-    int rc = ask(r, text, q, err);
-    if (rc == 0)
-        centre(r, q);
+    memset(q, 0, sizeof *q);
+    int rc = states(r->m, &text, 1, q, err);
+    if (rc == 0 && !q->n)
+        rc = err_set(err, ERR_ARG, "no word to look for");
+    for (int i = 0; i < q->n * r->width && rc == 0; i++)
+        q->state[i] -= r->mean[i % r->width];
     return rc;
 }
 
-static int learn_plain(struct responder *r, struct err *err)
+/* ---- neutral texts --------------------------------------------------------------------------- */
+
+static int by_text(const void *a, const void *b)
 {
-    int rc = 0, n = 0;
-    for (int i = 0; i < N_PLAIN && rc == 0; i++) {
-        rc = ask(r, plain[i], &r->plain[i], err);
-        for (int k = 0; k < r->plain[i].n * r->width; k++)
-            r->mean[k % r->width] += r->plain[i].state[k];
-        n += r->plain[i].n;
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* Whether a vocabulary's token is a whole word of letters. */
+static bool is_word(const char *token)
+{
+    size_t n = token ? strspn(token, "abcdefghijklmnopqrstuvwxyz") : 0;
+    return n >= 2 && n <= 15 && !strcmp(token + n, "</w>");
+}
+
+/* The vocabulary's words in order; *n 0 where it has none. */
+static const char **vocabulary(const struct tokenizer *t, int *n, struct err *err)
+{
+    const char **word = malloc(((size_t)tokenizer_size(t) + 1) * sizeof *word);
+    *n = 0;
+    if (!word) {
+        err_nomem(err, (size_t)tokenizer_size(t) * sizeof *word);
+        return NULL;
     }
-    for (int k = 0; k < r->width && rc == 0; k++)
-        r->mean[k] /= (float)n;
-    for (int i = 0; i < N_PLAIN && rc == 0; i++)
-        centre(r, &r->plain[i]);
+    for (int i = 0; i < tokenizer_size(t); i++)
+        if (is_word(tokenizer_token(t, i)))
+            word[(*n)++] = tokenizer_token(t, i);
+    qsort(word, (size_t)*n, sizeof *word, by_text);
+    return word;
+}
+
+/* The i-th text; words are taken from all over the vocabulary, the k-th by the golden section. */
+static void write_text(char *to, size_t size, int i, const char *const *word, int n, int *picked)
+{
+    static const char *const form[] = {"a # #", "a picture of a #", "a # on a #", "a # in # style",
+                                       "#, #, #"};
+    size_t at = 0;
+    for (const char *p = form[i % 5]; *p && at + 20 < size; p++) {
+        if (*p != '#') {
+            to[at++] = *p;
+            continue;
+        }
+        double part = fmod(++*picked * 0.61803398874989485, 1);
+        const char *w = word[(int)(part * n)];
+        at += (size_t)snprintf(to + at, size - at, "%.*s", (int)strcspn(w, "<"), w);
+    }
+    to[at] = 0;
+}
+
+/* The states of all neutral texts. */
+static int look(const struct responder *r, struct query *all, struct err *err)
+{
+    static const char *common[] = {"dog",   "house", "tree", "car",   "ball",  "red",
+                                   "small", "man",   "city", "water", "night", "hat",
+                                   "food",  "paper", "wood", "light"};
+    int n = 0, picked = 0, rc = 0;
+    size_t width = (size_t)r->width;
+    const char **word = vocabulary(r->m->tokenizer, &n, err);
+    if (!word)
+        return err->code;
+    for (int i = 0; i < NEUTRAL && rc == 0; i += HAND) {
+        char text[HAND][96];
+        const char *of[HAND];
+        struct query q = {0};
+        for (int k = 0; k < HAND; k++) {
+            write_text(text[k], sizeof text[k], i + k, n ? word : common, n ? n : 16, &picked);
+            of[k] = text[k];
+        }
+        rc = states(r->m, of, HAND, &q, err);
+        float *more =
+            rc == 0 ? realloc(all->state, (size_t)(all->n + q.n) * width * sizeof *more) : NULL;
+        if (more) {
+            all->state = more;
+            memcpy(more + (size_t)all->n * width, q.state, (size_t)q.n * width * sizeof *more);
+            all->n += q.n;
+        } else if (rc == 0) {
+            rc = err_nomem(err, (size_t)(all->n + q.n) * width * sizeof *more);
+        }
+        query_release(&q);
+    }
+    free(word);
+    return rc;
+}
+
+/* c [width, width] = the covariance of the states. */
+static void covariance(const struct query *all, const float *mean, int width, double *c)
+{
+    double *x = c + (size_t)width * (size_t)width; /* room for one */
+    memset(c, 0, (size_t)width * (size_t)width * sizeof *c);
+    for (int t = 0; t < all->n; t++) {
+        for (int i = 0; i < width; i++)
+            x[i] = (double)all->state[(size_t)t * (size_t)width + (size_t)i] - mean[i];
+        for (int i = 0; i < width; i++)
+            for (int j = 0; j <= i; j++)
+                c[(size_t)i * (size_t)width + (size_t)j] += x[i] * x[j] / all->n;
+    }
+    for (int i = 0; i < width; i++)
+        for (int j = 0; j < i; j++)
+            c[(size_t)j * (size_t)width + (size_t)i] = c[(size_t)i * (size_t)width + (size_t)j];
+}
+
+/* to = V diag(value^power) V^T; eigenvector k lies in row k of v. */
+static void power(float *to, const double *v, const double *value, double p, int width)
+{
+    size_t w = (size_t)width;
+    double *row = calloc(w, sizeof *row);
+    for (size_t i = 0; row && i < w; i++) {
+        memset(row, 0, w * sizeof *row);
+        for (size_t k = 0; k < w; k++) {
+            double s = v[k * w + i] * pow(value[k], p);
+            for (size_t j = 0; j < w; j++)
+                row[j] += s * v[k * w + j];
+        }
+        for (size_t j = 0; j < w; j++)
+            to[i * w + j] = (float)row[j];
+    }
+    free(row);
+}
+
+/* to = v m, m [width, width] */
+static void turn(float *to, const float *v, const float *m, int width)
+{
+    size_t w = (size_t)width;
+    memset(to, 0, w * sizeof *to);
+    for (size_t i = 0; i < w; i++)
+        for (size_t j = 0; j < w; j++)
+            to[j] += v[i] * m[i * w + j];
+}
+
+static int whiten(struct responder *r, const struct query *all, struct err *err)
+{
+    enum {
+        LEAST = 10
+    }; /* a value counts a LEAST-th of the mean more: few texts, many directions */
+    int n = r->width, lwork = 8 * n, info = 0;
+    size_t w = (size_t)n;
+    double *c = malloc((w * w + w) * sizeof *c), *value = malloc(w * sizeof *value), mean = 0;
+    double *work = malloc((size_t)lwork * sizeof *work);
+    float *x = malloc(w * sizeof *x);
+    int rc = c && value && work && x ? 0 : err_nomem(err, w * w * sizeof *c);
+    if (rc == 0) {
+        covariance(all, r->mean, n, c);
+        dsyev_("V", "L", &n, c, &n, value, work, &lwork, &info, 1, 1);
+        for (int i = 0; i < n; i++)
+            mean += value[i] / n;
+        if (info || !(mean > 0))
+            rc = err_set(err, ERR_FORMAT,
+                         "the text encoder makes the same of all texts: its "
+                         "weights are damaged");
+    }
+    if (rc == 0) {
+        for (int i = 0; i < n; i++)
+            value[i] = fmax(value[i], 0) + mean / LEAST;
+        power(r->in, c, value, .25, n);
+        power(r->out, c, value, -.25, n);
+        for (int k = 0; k < STATES; k++) { /* from all over the texts */
+            const float *h = all->state + (size_t)(k * all->n / STATES) * w;
+            for (size_t i = 0; i < w; i++)
+                r->state[(size_t)k * w + i] = h[i] - r->mean[i];
+        }
+    }
+    free(c);
+    free(value);
+    free(work);
+    free(x);
+    return rc;
+}
+
+static int learn_neutral(struct responder *r, struct err *err)
+{
+    struct query all = {0};
+    int rc = look(r, &all, err);
+    for (int k = 0; k < all.n * r->width && rc == 0; k++)
+        r->mean[k % r->width] += all.state[k] / (float)all.n;
+    rc = rc < 0 ? rc : whiten(r, &all, err);
+    query_release(&all);
     return rc;
 }
 
@@ -126,7 +313,8 @@ static int weigh(struct responder *r, const struct site *s, double *weight, stru
     return rc;
 }
 
-int responder_open(struct responder **out, const struct model *m, struct err *err)
+int responder_open(struct responder **out, const struct model *m, const void *kept, size_t size,
+                   struct err *err)
 {
     struct responder *r = calloc(1, sizeof *r);
     const struct sites *s = &m->sites;
@@ -136,16 +324,24 @@ int responder_open(struct responder **out, const struct model *m, struct err *er
         return err_nomem(err, sizeof *r);
     r->m = m;
     r->width = m->text->tower.width;
+    size_t w = (size_t)r->width, n = kept_floats(r->width);
     r->weight = calloc((size_t)s->n + 1, sizeof *r->weight);
-    r->mean = calloc((size_t)r->width, sizeof *r->mean);
-    if (!r->weight || !r->mean)
-        rc = err_nomem(err, (size_t)s->n * sizeof *r->weight);
+    r->kept = calloc(n, sizeof *r->kept);
+    if (!r->weight || !r->kept)
+        rc = err_nomem(err, n * sizeof *r->kept);
     for (int i = 0; i < s->n && rc == 0; i++)
         if (takes_text(&s->at[i]) && s->at[i].layer->in == r->width)
             rc = weigh(r, &s->at[i], &r->weight[i], err);
     if (rc == 0 && !r->n_site)
         rc = err_set(err, ERR_UNSUPPORTED, "no layer of this model looks at the text");
-    rc = rc < 0 ? rc : learn_plain(r, err);
+    r->mean = r->kept;
+    r->in = r->mean + w;
+    r->out = r->in + w * w;
+    r->state = r->out + w * w;
+    if (rc == 0 && kept && size == n * sizeof *r->kept)
+        memcpy(r->kept, kept, size);
+    else
+        rc = rc < 0 ? rc : learn_neutral(r, err);
     if (rc < 0)
         responder_close(r);
     else
@@ -157,11 +353,15 @@ void responder_close(struct responder *r)
 {
     if (!r)
         return;
-    for (int i = 0; i < N_PLAIN; i++)
-        query_release(&r->plain[i]);
     free(r->weight);
-    free(r->mean);
+    free(r->kept);
     free(r);
+}
+
+const void *responder_keep(const struct responder *r, size_t *size)
+{
+    *size = kept_floats(r->width) * sizeof *r->kept;
+    return r->kept;
 }
 
 int responder_width(const struct responder *r)
@@ -172,33 +372,37 @@ int responder_width(const struct responder *r)
 /* ---- adapters -------------------------------------------------------------------------------- */
 
 /* Rows whose products with themselves add up to G. When they are too many the largest directions stay. */
-enum { ROOM = 256, KEPT = 64, SAMPLED = 128, SMALL = 256 * 256 };
+enum { ROOM = 256, KEPT = 128, SAMPLED = 128, SMALL = 256 * 256 };
 struct rows {
     float *v; /* [ROOM, width] */
     int n, width;
 };
 
-static int shrink(struct rows *s, int most, struct err *err)
+/* The main directions of the rows, at most `most`, each s^p long. */
+static int condense(struct rows *s, int most, double p, struct err *err)
 {
+    enum { TOLD = 10000 }; /* what is smaller than the greatest by that is rounding */
     struct matrix all = {.kind = DELTA_PRODUCT, .rows = s->n, .cols = (size_t)s->width, .scale = 1},
                   few;
     double kept, sigma[ROOM];
     all.f[0] = (struct wide){.rows = s->n, .cols = (size_t)s->width, .b = s->v};
-    if (s->n <= most)
+    if (!s->n)
         return 0;
     int rc = matrix_truncate(&few, &all, most, &kept, sigma, err);
     if (rc < 0)
         return rc;
     s->n = few.f[0].rank;
-    for (int i = 0; i < s->n * s->width; i++)
-        s->v[i] = (float)sigma[i / s->width] * few.f[0].b[i];
+    for (int i = 0; i < s->n * s->width; i++) {
+        double x = sigma[i / s->width];
+        s->v[i] = x > sigma[0] / TOLD ? (float)pow(x, p) * few.f[0].b[i] : 0;
+    }
     matrix_release(&few);
     return 0;
 }
 
 static int add_row(struct rows *s, const float *v, double scale, struct err *err)
 {
-    int rc = s->n == ROOM ? shrink(s, KEPT, err) : 0;
+    int rc = s->n == ROOM ? condense(s, KEPT, 1, err) : 0;
     float *to = s->v + (size_t)s->n * (size_t)s->width;
     for (int i = 0; i < s->width && rc == 0; i++)
         to[i] = (float)(scale * v[i]);
@@ -274,12 +478,11 @@ static bool is_product(const struct bound *b)
     return b->simple && b->d.kind == DELTA_PRODUCT && b->d.f[0].a.data && !b->next;
 }
 
-/* sqrt((h - m)^T G (h - m)), its mean over the tokens. */
-static double answer(const struct response *a, const struct query *q, int width)
+/* x [n]: ln |A h| of states less the mean; -INFINITY where that is nothing. */
+static void answers(const struct response *a, const float *state, int n, int width, double *x)
 {
-    double sum = 0;
-    for (int t = 0; t < q->n; t++) {
-        const float *h = q->state + (size_t)t * (size_t)width;
+    for (int t = 0; t < n; t++) {
+        const float *h = state + (size_t)t * (size_t)width;
         double squares = 0;
         for (int k = 0; k < RESPONSE_ROWS; k++) {
             const float *row = a->row + (size_t)k * (size_t)width;
@@ -288,34 +491,59 @@ static double answer(const struct response *a, const struct query *q, int width)
                 dot += (double)row[i] * h[i];
             squares += dot * dot;
         }
-        sum += sqrt(squares);
+        x[t] = log(squares) / 2;
     }
-    return q->n ? sum / q->n : 0;
+}
+
+static int gather(const struct responder *r, const struct adapter *a, struct rows *s,
+                  struct err *err)
+{
+    const struct sites *sites = &r->m->sites;
+    int rc = 0;
+    for (int i = 0; i < sites->n && rc == 0; i++) {
+        const struct bound *b = a->at[i];
+        if (!b || r->weight[i] == 0)
+            continue;
+        rc = is_product(b) ? add_product(s, b, sites->at[i].name, r->weight[i], err)
+                           : add_whole(s, b, sites->at[i].layer, r->weight[i], err);
+    }
+    return rc;
+}
+
+/* All rows times m. */
+static int turn_all(struct rows *s, const float *m, struct err *err)
+{
+    size_t w = (size_t)s->width;
+    float *x = malloc(w * sizeof *x);
+    if (!x)
+        return err_nomem(err, w * sizeof *x);
+    for (int i = 0; i < s->n; i++) {
+        memcpy(x, s->v + (size_t)i * w, w * sizeof *x);
+        turn(s->v + (size_t)i * w, x, m, s->width);
+    }
+    free(x);
+    return 0;
 }
 
 int responder_read(const struct responder *r, const struct adapter *a, struct response *out,
                    struct err *err)
 {
     struct rows s = {.width = r->width};
-    const struct sites *sites = &r->m->sites;
-    int rc = 0;
+    size_t n = (size_t)RESPONSE_ROWS * (size_t)r->width;
+    double x[STATES], sum = 0;
     memset(out, 0, sizeof *out);
     s.v = malloc((size_t)ROOM * (size_t)r->width * sizeof *s.v);
-    out->row = calloc((size_t)RESPONSE_ROWS * (size_t)r->width, sizeof *out->row);
-    if (!s.v || !out->row)
-        rc = err_nomem(err, (size_t)ROOM * (size_t)r->width * sizeof *s.v);
-    for (int i = 0; i < sites->n && rc == 0; i++) {
-        const struct bound *b = a->at[i];
-        if (!b || r->weight[i] == 0)
-            continue;
-        rc = is_product(b) ? add_product(&s, b, sites->at[i].name, r->weight[i], err)
-                           : add_whole(&s, b, sites->at[i].layer, r->weight[i], err);
-    }
-    rc = rc < 0 ? rc : shrink(&s, RESPONSE_ROWS, err);
+    out->row = calloc(n, sizeof *out->row);
+    int rc = s.v && out->row ? gather(r, a, &s, err) : err_nomem(err, n * sizeof *s.v);
+    rc = rc < 0 ? rc : turn_all(&s, r->in, err);
+    rc = rc < 0 ? rc : condense(&s, RESPONSE_ROWS, .25, err);
+    rc = rc < 0 ? rc : turn_all(&s, r->out, err);
     if (rc == 0) {
         memcpy(out->row, s.v, (size_t)s.n * (size_t)r->width * sizeof *s.v);
-        for (int i = 0; i < N_PLAIN; i++)
-            out->plain += log(answer(out, &r->plain[i], r->width)) / N_PLAIN;
+        answers(out, r->state, STATES, r->width, x);
+        for (int i = 0; i < STATES; i++)
+            sum += x[i];
+        out->plain = sum / STATES;
         out->silent = !isfinite(out->plain);
     }
     free(s.v);
@@ -328,8 +556,22 @@ void response_release(struct response *a)
     memset(a, 0, sizeof *a);
 }
 
-double response_score(const struct responder *r, const struct response *a, const struct query *q)
+void response_tokens(const struct responder *r, const struct response *a, const struct query *q,
+                     double *x)
 {
-    double x = a->silent ? 0 : answer(a, q, r->width);
-    return x > 0 ? log(x) - a->plain : -INFINITY;
+    if (!a->silent)
+        answers(a, q->state, q->n, r->width, x);
+    for (int i = 0; i < q->n; i++)
+        x[i] = a->silent ? -INFINITY : x[i] - a->plain;
+}
+
+double response_pool(const double *x, const double *mean, int n)
+{
+    const double softness = .12;
+    double most = -INFINITY, sum = 0;
+    for (int i = 0; i < n; i++)
+        most = fmax(most, x[i] - (mean ? mean[i] : 0));
+    for (int i = 0; i < n && isfinite(most); i++)
+        sum += exp((x[i] - (mean ? mean[i] : 0) - most) / softness);
+    return isfinite(most) ? most + softness * log(sum) : -INFINITY;
 }

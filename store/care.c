@@ -343,6 +343,23 @@ int repo_response(struct repo *r, const char *data_sha256, const char *model, do
     return rc < 0 ? rc : !rc;
 }
 
+int repo_responses(struct repo *r, const char *model, size_t n, int limit,
+                   int (*each)(void *user, double plain, const float *row), void *user,
+                   struct err *err)
+{
+    sqlite3_stmt *q;
+    int stop = 0;
+    int rc = db_query(r->db, err, &q,
+                      "SELECT plain, vectors FROM response WHERE model = ? AND plain IS NOT NULL "
+                      "ORDER BY data_sha256 LIMIT ?",
+                      "si", model, (int64_t)limit);
+    while (rc >= 0 && !stop && (rc = db_next(r->db, q, err)) == 1)
+        if (sqlite3_column_bytes(q, 1) == (int)(n * sizeof(float)))
+            stop = each(user, db_number(q, 0), sqlite3_column_blob(q, 1));
+    db_done(q);
+    return rc < 0 ? rc : 0;
+}
+
 int repo_set_response(struct repo *r, const char *data_sha256, const char *model, double plain,
                       const float *row, size_t n, struct err *err)
 {

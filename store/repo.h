@@ -117,10 +117,15 @@ int repo_profile(struct repo *r, const char *data_sha256, const char *model, dou
 int repo_set_profile(struct repo *r, const char *data_sha256, const char *model, double high,
                      struct err *err);
 /* What it answers to texts with that model (retrieve/response.h): 0 found, 1 not. *plain is NAN for one that is
- * silent; row [n] floats, of which as many must have been kept. And keeps it; where the repository is only read, does
- * nothing. */
+ * silent; row [n] floats, of which as many must have been kept. repo_set_response keeps it; where the repository is only
+ * read, it does nothing. */
 int repo_response(struct repo *r, const char *data_sha256, const char *model, double *plain,
                   float *row, size_t n, struct err *err);
+/* Calls some that are not silent, at most `limit`, as good as drawn by chance. What is given is borrowed; a nonzero
+ * return stops. */
+int repo_responses(struct repo *r, const char *model, size_t n, int limit,
+                   int (*each)(void *user, double plain, const float *row), void *user,
+                   struct err *err);
 int repo_set_response(struct repo *r, const char *data_sha256, const char *model, double plain,
                       const float *row, size_t n, struct err *err);
 /* Metadata of the file and what lay beside it, each a JSON object or NULL. New strings. */
@@ -176,6 +181,16 @@ int repo_embedding_adapters(struct repo *r, int64_t id,
  * and 0 where there never were any. */
 int repo_embedding_generation(struct repo *r, const char *encoder, int64_t *generation,
                               int64_t *count, struct err *err);
+/* Calls the adapters of that text width, usable and there, that nothing is kept of by that encoder; encoder NULL: whose
+ * answers with that model (repo_response) are not. Quick where there are none. */
+int repo_unread(struct repo *r, int context, const char *model, const char *encoder,
+                int (*each)(void *user, const struct repo_adapter *a), void *user, struct err *err);
+/* Whether what is set is kept. */
+bool repo_writes(const struct repo *r);
+/* What a model makes of neutral texts (responder_keep): 0 found, *told is new, 1 not. And keeps it. */
+int repo_neutral(struct repo *r, const char *model, void **told, size_t *size, struct err *err);
+int repo_set_neutral(struct repo *r, const char *model, const void *told, size_t size,
+                     struct err *err);
 /* Where the index of the encoder's vectors is kept (retrieve/index.h), a new string. 1: the repository is only read,
  * so that nothing may be written there; else its folder is made, if that can be. */
 int repo_index_path(struct repo *r, const char *encoder, char **out, struct err *err);

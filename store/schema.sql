@@ -174,3 +174,23 @@ CREATE TRIGGER embedding_update AFTER UPDATE OF strength, vector ON embedding BE
         vectors = vectors - (old.vector IS NOT NULL) + (new.vector IS NOT NULL)
         WHERE encoder = new.encoder;
 END;
+
+-- What the texts of a model are like (retrieve/response.h: what responder_keep gives).
+CREATE TABLE neutral (
+    model  TEXT PRIMARY KEY,                -- its fingerprint
+    told   BLOB NOT NULL
+);
+
+-- Encoders (or models, for answers to texts) that have looked at all adapters that they could.
+CREATE TABLE looked (
+    who  TEXT PRIMARY KEY
+) WITHOUT ROWID;
+CREATE TRIGGER adapter_comes AFTER INSERT ON adapter BEGIN
+    DELETE FROM looked;
+END;
+CREATE TRIGGER adapter_changes AFTER UPDATE OF data_sha256, missing, unusable, context ON adapter BEGIN
+    DELETE FROM looked;
+END;
+
+-- Answers are told otherwise than by migration 4.
+DELETE FROM response;

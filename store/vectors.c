@@ -105,6 +105,69 @@ int repo_embedding_generation(struct repo *r, const char *encoder, int64_t *gene
     return rc < 0 ? rc : 0;
 }
 
+/* ---- who was looked at ----------------------------------------------------------------------- */
+
+#define UNREAD(table, column)                                                                      \
+    " FROM adapter WHERE context = ?1 AND unusable IS NULL AND missing IS NULL AND NOT EXISTS "    \
+    "(SELECT 1 FROM " table " AS t WHERE t.data_sha256 = adapter.data_sha256 AND t." column        \
+    " = ?2)"
+
+int repo_unread(struct repo *r, int context, const char *model, const char *encoder,
+                int (*each)(void *user, const struct repo_adapter *a), void *user, struct err *err)
+{
+    const char *who = encoder ? encoder : model,
+               *rest = encoder ? UNREAD("embedding", "encoder") : UNREAD("response", "model");
+    char sql[1200];
+    sqlite3_stmt *q;
+    int64_t all = 0;
+    int rc = db_int(r->db, err, &all, 0, "SELECT count(*) FROM looked WHERE who = ?", "s", who);
+    if (rc < 0 || all)
+        return rc;
+    snprintf(sql, sizeof sql, "SELECT " ROW_COLUMNS "%s", rest);
+    rc = db_query(r->db, err, &q, sql, "is", (int64_t)context, who);
+    rc = rc < 0 ? rc : row_each(r, q, each, user, err);
+    db_done(q);
+    if (rc < 0 || !r->write)
+        return rc;
+    snprintf(sql, sizeof sql,
+             "INSERT OR IGNORE INTO looked SELECT ?2 WHERE NOT EXISTS (SELECT 1%s)", rest);
+    return db_do(r->db, err, sql, "is", (int64_t)context, who);
+}
+
+bool repo_writes(const struct repo *r)
+{
+    return r->write;
+}
+
+int repo_neutral(struct repo *r, const char *model, void **told, size_t *size, struct err *err)
+{
+    sqlite3_stmt *q;
+    *told = NULL;
+    *size = 0;
+    int rc = db_query(r->db, err, &q, "SELECT told FROM neutral WHERE model = ?", "s", model);
+    rc = rc < 0 ? rc : db_next(r->db, q, err);
+    int n = rc == 1 ? sqlite3_column_bytes(q, 0) : 0;
+    if (n > 0) {
+        *told = malloc((size_t)n);
+        if (*told)
+            memcpy(*told, sqlite3_column_blob(q, 0), (size_t)n);
+        else
+            rc = err_nomem(err, (size_t)n);
+        *size = *told ? (size_t)n : 0;
+    }
+    db_done(q);
+    return rc < 0 ? rc : !*told;
+}
+
+int repo_set_neutral(struct repo *r, const char *model, const void *told, size_t size,
+                     struct err *err)
+{
+    return !r->write
+               ? 0
+               : db_do(r->db, err, "INSERT OR REPLACE INTO neutral (model, told) VALUES (?, ?)",
+                       "sv", model, told, size);
+}
+
 /* ---- the index ------------------------------------------------------------------------------- */
 
 int repo_index_path(struct repo *r, const char *encoder, char **out, struct err *err)

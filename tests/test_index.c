@@ -597,20 +597,25 @@ Test(index, an_older_repository)
 {
     struct fixture f;
     float row[4] = {1, 2, 3, 4}, got[4];
-    double plain;
+    double plain, high;
     fixture_open(&f);
     small_lora(at(&f, "a.safetensors"), &(struct small){.seed = 1});
     add(&f, at(&f, "a.safetensors"), false);
+    cr_assert_eq(repo_set_profile(f.r, sha_of(1), "model", .5, &f.err), 0);
     cr_assert_eq(repo_set_response(f.r, sha_of(1), "model", 2.5, row, 4, &f.err), 0);
     repo_close(f.r);
     f.r = NULL;
-    sql(&f, "DROP TABLE embedding; DROP TABLE embedding_state; PRAGMA user_version = 4");
+    sql(&f, "DROP TABLE embedding; DROP TABLE embedding_state; DROP TABLE neutral; "
+            "DROP TRIGGER adapter_comes; DROP TRIGGER adapter_changes; DROP TABLE looked; "
+            "PRAGMA user_version = 4");
     cr_expect_eq(repo_open(&f.r, f.home, REPO_READ, &f.err), ERR_UNSUPPORTED);
     cr_expect(strstr(f.err.msg, "older weft") && strstr(f.err.msg, "schema 4"), "%s", f.err.msg);
     reopen(&f);
     struct repo_adapter a = get(&f, "a");
-    cr_expect_eq(repo_response(f.r, sha_of(1), "model", &plain, got, 4, &f.err), 0);
-    cr_expect(plain == 2.5 && !memcmp(row, got, sizeof row));
+    cr_expect_eq(repo_profile(f.r, sha_of(1), "model", &high, &f.err), 0);
+    cr_expect(high == .5);
+    cr_expect_eq(repo_response(f.r, sha_of(1), "model", &plain, got, 4, &f.err), 1,
+                 "answers as they were told before");
     float *v = keep(&f, 50, DIM);
     expect_right(&f, v, 50, "afterwards");
     free(v);

@@ -15,7 +15,7 @@
 
 Test(retrieve, ranks_are_fused)
 {
-    const struct found a[] = {{7, 9, ""}, {5, 8, ""}, {3, 7, ""}}, b[] = {{5, .3, ""}, {9, .2, ""}};
+    const struct found a[] = {{.key = 7}, {.key = 5}, {.key = 3}}, b[] = {{.key = 5}, {.key = 9}};
     const struct found *const list[] = {a, b};
     const int n[] = {3, 2};
     static const int64_t order[] = {5, 7, 9, 3};
@@ -115,7 +115,10 @@ static double score_of(const struct responder *re, const struct model *model, in
                  0, "%s", err.msg);
     cr_assert_eq(responder_read(re, a, &response, &err), 0, "%s", err.msg);
     cr_assert_eq(responder_ask(re, text, &q, &err), 0, "%s", err.msg);
-    double score = response_score(re, &response, &q);
+    double x[64];
+    cr_assert(q.n > 0 && q.n < 64);
+    response_tokens(re, &response, &q, x);
+    double score = response_pool(x, NULL, q.n);
     query_release(&q);
     response_release(&response);
     bind_report_release(&report);
@@ -134,7 +137,7 @@ Test(retrieve, only_the_product_counts)
     struct responder *re;
     struct err err;
     fixture_open(&f, "an owl");
-    cr_assert_eq(responder_open(&re, f.m, &err), 0, "%s", err.msg);
+    cr_assert_eq(responder_open(&re, f.m, NULL, 0, &err), 0, "%s", err.msg);
     static const char *const texts[] = {"an owl", "a castle at night", "two red things"};
     double spread = 0, first = 0;
     for (int i = 0; i < 3; i++) {
