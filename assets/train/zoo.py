@@ -1,7 +1,7 @@
 """A zoo to learn retrieval and gates from: python zoo.py MODEL FOLDER [--count N] [--part I --of N] [--sheet]
 
-FOLDER receives batches of sixteen small LoRAs each, NNN.safetensors and what they are, NNN.json; what is there is not
-made again. An adapter is about one concept: a held-out thing, a thing recoloured, reshaped or restyled, or a style.
+FOLDER receives batches of sixteen small LoRAs each, NAME.safetensors and what they are, NAME.json, by the first of
+them; what is there is not made again. An adapter is about one concept: a held-out thing, a thing recoloured, reshaped or restyled, or a style.
 Sixteen of one shape are trained side by side: the frozen denoiser runs once over all their pictures, each picture with
 the branch of its own adapter. Concepts are split by thing and by change, before anything is trained:
 
@@ -14,6 +14,7 @@ learnt: whether the scorer finds the adapter's pictures more like the true ones 
 Nothing here ships; what is learnt from it does (README.md).
 """
 import argparse
+import glob
 import json
 import random
 import time
@@ -284,9 +285,9 @@ def look(unet, br, rows, scenes, text, vae, tok, eye):
 
 
 def teams(rows):
-    """Adapters of the same sites and rank, TEAM at a time."""
+    """Adapters of the same sites and rank, and nearly of the same steps, TEAM at a time."""
     by = {}
-    for r in rows:
+    for r in sorted(rows, key=lambda r: r["steps"]):
         by.setdefault((r["sites"], r["rank"]), []).append(r)
     return [some[i:i + TEAM] for some in by.values() for i in range(0, len(some), TEAM)]
 
@@ -298,16 +299,15 @@ def main():
     p.add_argument("--count", type=int, default=800)
     p.add_argument("--part", type=int, default=0, help="this one of --of processes")
     p.add_argument("--of", type=int, default=1)
-    p.add_argument("--sheet", action="store_true", help="NNN.png: true, without, with")
+    p.add_argument("--sheet", action="store_true", help="NAME.png: true, without, with")
     o = p.parse_args()
     torch.set_num_threads(1)
     os.makedirs(o.folder, exist_ok=True)
     text, vae, tok, unet = parts(o.model)
     eye = Eye()
-    for k, some in enumerate(teams(plan(o.count))):
-        file = os.path.join(o.folder, f"{k:03d}.safetensors")
-        if k % o.of != o.part or os.path.exists(file):
-            continue
+    made = {r["name"] for f in glob.glob(os.path.join(o.folder, "*.json")) for r in json.load(open(f))}
+    for some in teams([r for r in plan(o.count)[o.part::o.of] if r["name"] not in made]):
+        file = os.path.join(o.folder, some[0]["name"] + ".safetensors")
         began = time.time()
         z, h, scenes = lessons(some, vae, text, tok)
         br = train(unet, some, z, h)
@@ -315,10 +315,10 @@ def main():
         for r, a, b in zip(some, like.tolist(), before.tolist()):
             r.update(like=round(a, 4), before=round(b, 4), learnt=a > b + .05)
         save_file(br.tensors([r["name"] for r in some]), file + ".tmp")
-        with open(os.path.join(o.folder, f"{k:03d}.json"), "w") as f:
-            json.dump(some, f)
         os.replace(file + ".tmp", file)
-        print(f"{k:03d} {some[0]['sites']} rank {some[0]['rank']}: {sum(r['learnt'] for r in some)} of {len(some)} learnt, "
+        with open(file[:-12] + ".json", "w") as f:
+            json.dump(some, f)
+        print(f"{some[0]['name']} {some[0]['sites']} rank {some[0]['rank']}: {sum(r['learnt'] for r in some)} of {len(some)} learnt, "
               f"{time.time() - began:.0f} s", flush=True)
         if o.sheet:
             sheet([a for row in zip(*pictures) for a in row], file.replace("safetensors", "png"),
