@@ -85,7 +85,7 @@ static const struct found *found_weights(const struct search *c, int64_t key)
     return NULL;
 }
 
-/* Those that answer to the text more than to neutral ones. */
+/* Those that answer to the text more than others do. */
 static int look_at_weights(struct search *c, struct err *err)
 {
     struct finder *f = NULL;
@@ -104,9 +104,10 @@ static int look_at_weights(struct search *c, struct err *err)
     progress_end(&c->s.bar);
     rc = rc < 0 ? rc : finder_ask(f, c->text, &c->weights, &c->n_weights, err);
     c->likely = rc == 0 && finder_is_calibrated(f);
-    while (n < c->n_weights && c->weights[n].answer > 0)
-        n++;
-    c->n_weights = c->likely ? c->n_weights : n;
+    for (int i = 0; i < c->n_weights && rc == 0; i++)
+        if (c->likely || c->weights[i].score > 0)
+            c->weights[n++] = c->weights[i];
+    c->n_weights = n;
     finder_close(f);
     free(retriever);
     free(scorer);

@@ -1,6 +1,7 @@
 #include "find.h"
 #include "encoder.h"
 #include "index.h"
+#include "learn.h"
 #include "response.h"
 
 #include "store/adapter.h"
@@ -23,7 +24,8 @@ struct finder {
     struct repo *r;
     const struct model *m;
     struct responder *re;
-    struct encoder *enc;
+    struct encoder *enc;   /* or NULL; then maybe */
+    struct learnt *learnt; /* its owner's */
     struct index *ix;
     int width;
     float *room; /* [RESPONSE_ROWS, width] for what was kept */
@@ -68,10 +70,30 @@ int finder_open(struct finder **out, struct repo *r, const struct model *m, cons
             rc = 0;
         }
     }
+    if (rc == 0 && !f->enc)
+        rc = learnt_open(&f->learnt, r, m, f->re, err);
+    rc = rc < 0 ? rc : 0;
     if (rc < 0)
         finder_close(f);
     else
         *out = f;
+    return rc;
+}
+
+/* What vectors are kept under and how long they are; NULL, 0: there are none. */
+static const char *vectors(const struct finder *f, int *dim)
+{
+    *dim = f->enc ? f->enc->dim : f->learnt ? f->width : 0;
+    return f->enc ? f->enc->name : f->learnt ? learnt_name(f->learnt) : NULL;
+}
+
+int finder_learn(struct finder *f, struct lesson *l, struct err *err)
+{
+    struct learnt *learnt = NULL;
+    int rc = learn_run(f->r, f->m, f->re, &learnt, l, err);
+    if (rc == 0 && l->better)
+        rc = learnt_keep(learnt, f->r, f->m, err);
+    learnt_close(learnt);
     return rc;
 }
 
@@ -92,6 +114,7 @@ void finder_close(struct finder *f)
     free(f->own);
     free(f->room);
     index_close(f->ix);
+    learnt_close(f->learnt);
     encoder_close(f->enc);
     responder_close(f->re);
     free(f);
@@ -136,12 +159,14 @@ static int add_key(void *user, const struct repo_adapter *a)
 static int learn(struct finder *f, const struct adapter *bound, struct known *k, double *strength,
                  struct err *err)
 {
-    int rc = responder_read(f->re, bound, &k->response, err);
-    if (rc < 0 || !f->enc)
+    int dim, rc = responder_read(f->re, bound, &k->response, err);
+    vectors(f, &dim);
+    if (rc < 0 || !dim)
         return rc;
-    k->vector = malloc((size_t)f->enc->dim * sizeof *k->vector);
-    rc = k->vector ? encoder_read(f->enc, bound, k->vector, strength, err)
-                   : err_nomem(err, (size_t)f->enc->dim);
+    k->vector = malloc((size_t)dim * sizeof *k->vector);
+    rc = !k->vector ? err_nomem(err, (size_t)dim)
+         : f->enc   ? encoder_read(f->enc, bound, k->vector, strength, err)
+                    : learnt_read(f->learnt, &k->response, k->vector, err);
     if (rc == 1) {
         free(k->vector);
         k->vector = NULL;
@@ -153,13 +178,41 @@ static int keep(struct finder *f, const struct repo_adapter *a, const struct kno
                 double strength, struct err *err)
 {
     const struct response *p = &k->response;
-    int rc = repo_set_response(f->r, a->data_sha256, f->m->fingerprint,
-                               p->silent ? (double)NAN : p->plain, p->row,
-                               (size_t)RESPONSE_ROWS * (size_t)f->width, err);
-    if (rc == 0 && f->enc)
-        rc = repo_set_embedding(f->r, a->data_sha256, f->enc->name, k->vector, f->enc->dim,
-                                strength, err);
+    int dim, rc = repo_set_response(f->r, a->data_sha256, f->m->fingerprint,
+                                    p->silent ? (double)NAN : p->plain, p->row,
+                                    (size_t)RESPONSE_ROWS * (size_t)f->width, err);
+    const char *name = vectors(f, &dim);
+    if (rc == 0 && name)
+        rc = repo_set_embedding(f->r, a->data_sha256, name, k->vector, dim, strength, err);
     return rc;
+}
+
+/* What was learnt needs answers alone, which may be kept: then 0, else 1. */
+static int read_kept(struct finder *f, const struct repo_adapter *a, struct known *k,
+                     struct err *err)
+{
+    struct response kept = {.row = f->room};
+    if (f->enc || !f->learnt)
+        return 1;
+    int rc = repo_response(f->r, a->data_sha256, f->m->fingerprint, &kept.plain, f->room,
+                           (size_t)RESPONSE_ROWS * (size_t)f->width, err);
+    if (rc != 0)
+        return rc;
+    kept.silent = isnan(kept.plain);
+    k->response = kept;
+    k->response.row = malloc((size_t)RESPONSE_ROWS * (size_t)f->width * sizeof(float));
+    k->vector = malloc((size_t)f->width * sizeof *k->vector);
+    if (!k->response.row || !k->vector)
+        return err_nomem(err, (size_t)f->width * sizeof *k->vector);
+    memcpy(k->response.row, f->room, (size_t)RESPONSE_ROWS * (size_t)f->width * sizeof(float));
+    rc = learnt_read(f->learnt, &kept, k->vector, err);
+    if (rc == 1) {
+        free(k->vector);
+        k->vector = NULL;
+    }
+    return rc < 0 ? rc
+                  : repo_set_embedding(f->r, a->data_sha256, learnt_name(f->learnt), k->vector,
+                                       f->width, 1, err);
 }
 
 /* From the file: 0, or 1 for one that is not what was added, or does not fit. */
@@ -191,7 +244,8 @@ static int read_one(struct finder *f, int64_t key, int *unread, struct err *err)
     int rc = repo_at(f->r, key, &a, err);
     if (rc != 0)
         return rc < 0 ? rc : 0;
-    rc = read_file(f, &a, &k, err);
+    rc = read_kept(f, &a, &k, err);
+    rc = rc == 1 ? read_file(f, &a, &k, err) : rc;
     *unread += rc == 1;
     if (rc == 0 && !repo_writes(f->r)) {
         struct known *more = realloc(f->own, ((size_t)f->n_own + 1) * sizeof *more);
@@ -220,9 +274,9 @@ int finder_read(struct finder *f, int (*progress)(void *user, int done, int tota
                 int *unread, struct err *err)
 {
     struct keys k = {.err = err};
+    int dim;
     *unread = 0;
-    int rc = repo_unread(f->r, f->width, f->m->fingerprint, f->enc ? f->enc->name : NULL, add_key,
-                         &k, err);
+    int rc = repo_unread(f->r, f->width, f->m->fingerprint, vectors(f, &dim), add_key, &k, err);
     for (int i = 0; i < k.n && rc == 0; i++) {
         if (progress && progress(user, i, k.n))
             rc = err_set(err, ERR_STOPPED, "stopped");
@@ -388,15 +442,19 @@ static double product(const float *a, const float *b, int n)
 }
 
 /* Those whose vectors are nearest to the text's. */
-static int nearest(struct finder *f, const char *text, struct keys *k, struct err *err)
+static int nearest(struct finder *f, const char *text, const struct query *q, struct keys *k,
+                   struct err *err)
 {
-    int dim = f->enc->dim, n = 0;
+    int dim, n = 0;
+    const char *name = vectors(f, &dim);
     int64_t id[FINDER_MOST];
     float near[FINDER_MOST], *v = malloc((size_t)dim * sizeof *v);
-    int rc = v ? encoder_ask(f->enc, text, v, err) : err_nomem(err, (size_t)dim);
+    int rc = !v       ? err_nomem(err, (size_t)dim)
+             : f->enc ? encoder_ask(f->enc, text, v, err)
+                      : learnt_ask(f->learnt, q, v, err);
     index_close(f->ix);
     f->ix = NULL;
-    rc = rc < 0 ? rc : index_open(&f->ix, f->r, f->enc->name, dim, err);
+    rc = rc < 0 ? rc : index_open(&f->ix, f->r, name, dim, err);
     rc = rc < 0 ? rc : index_search(f->ix, v, FINDER_MOST, id, near, &n, err);
     for (int i = 0; i < n && rc == 0; i++) {
         k->now = near[i];
@@ -419,17 +477,35 @@ static int best_first(const void *a, const void *b)
     return (x->key > y->key) - (x->key < y->key);
 }
 
+static int join(struct found *list, int n, struct err *err)
+{
+    double *x = malloc(3 * ((size_t)n + 1) * sizeof *x);
+    if (!x)
+        return err_nomem(err, 3 * (size_t)n * sizeof *x);
+    for (int i = 0; i < n; i++) {
+        x[i] = list[i].answer;
+        x[n + i] = list[i].likeness;
+    }
+    learnt_join(x + 2 * n, x, x + n, n);
+    for (int i = 0; i < n; i++)
+        list[i].score = x[2 * n + i];
+    free(x);
+    return 0;
+}
+
 int finder_ask(struct finder *f, const char *text, struct found **out, int *n, struct err *err)
 {
     const struct repo_filter fits = {.context = f->width};
     struct keys k = {.err = err, .now = NAN};
     struct asked q = {.n = 0};
+    int dim;
     *out = NULL;
     *n = 0;
     int rc = take_others(f, err);
     rc = rc < 0 ? rc : ask(f, &q, text, err);
     if (rc == 0)
-        rc = f->enc ? nearest(f, text, &k, err) : repo_list(f->r, &fits, add_key, &k, err);
+        rc = vectors(f, &dim) ? nearest(f, text, &q.text.q, &k, err)
+                              : repo_list(f->r, &fits, add_key, &k, err);
     if (rc == 0 && !(*out = malloc(((size_t)k.n + 1) * sizeof **out)))
         rc = err_nomem(err, (size_t)k.n * sizeof **out);
     for (int i = 0; i < k.n && rc == 0; i++) {
@@ -439,6 +515,8 @@ int finder_ask(struct finder *f, const char *text, struct found **out, int *n, s
         rc = score_one(f, &q, to, err);
         *n += isfinite(to->score);
     }
+    if (rc == 0 && f->learnt)
+        rc = join(*out, *n, err);
     if (rc == 0)
         qsort(*out, (size_t)*n, sizeof **out, best_first);
     asked_release(&q);

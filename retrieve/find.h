@@ -10,7 +10,8 @@
  *     finder_close(f);
  *
  * Two things tell what an adapter does: its answer to the text (response.h), on any model, and the likeness of its
- * vector to the text's (encoder.h), on a model that an encoder was made for. Where there is one, the FINDER_MOST
+ * vector to the text's, on a model that an encoder was made for (encoder.h) or its owner had one learnt (learn.h). Where
+ * there is one, the FINDER_MOST
  * nearest vectors (index.h) are looked at, else all adapters that fit the model. What is learnt from a file is kept in
  * the repository, by the hash of its tensors.
  */
@@ -23,14 +24,17 @@
 enum { FINDER_MOST = 200 };
 
 struct found {
-    int64_t key;  /* of the adapter */
-    double score; /* with an encoder: how likely it is meant, 0 to 1 (encoder.h); else its answer */
+    int64_t key; /* of the adapter */
+    /* With an encoder: how likely it is meant, 0 to 1 (encoder.h). With a learnt one: answer and likeness in
+     * deviations (learn.h). Else its answer. */
+    double score;
     double likeness, answer; /* of which that is made; NAN, -INFINITY: there is none */
     char word
         [32]; /* the word of the text that it answers to most by itself; empty: not looked for */
 };
 
 struct finder;
+struct lesson;
 /* The repository and the model are kept until finder_close. retriever, scorer: folders of the encoder; NULL, or one
  * made for another model: by answers alone. */
 int finder_open(struct finder **out, struct repo *r, const struct model *m, const char *retriever,
@@ -44,6 +48,9 @@ bool finder_is_calibrated(const struct finder *f);
  * finder_ask, and after adapters came in. */
 int finder_read(struct finder *f, int (*progress)(void *user, int done, int total), void *user,
                 int *unread, struct err *err);
+/* Learns from the words of the repository's own adapters (learn.h), which finder_read has read, and keeps that where it is
+ * better; it is used from the next finder_open on, on models without an encoder. */
+int finder_learn(struct finder *f, struct lesson *l, struct err *err);
 /* Best first; *out is new. ERR_ARG for a text without a word. */
 int finder_ask(struct finder *f, const char *text, struct found **out, int *n, struct err *err);
 /* The cosine of two adapters' vectors, else of what they answer to (G of response.h); NAN: not known. */

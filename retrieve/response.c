@@ -369,6 +369,16 @@ int responder_width(const struct responder *r)
     return r->width;
 }
 
+void responder_even(const struct responder *r, float *to, const float *v)
+{
+    turn(to, v, r->out, r->width);
+}
+
+void responder_raise(const struct responder *r, float *to, const float *v)
+{
+    turn(to, v, r->in, r->width);
+}
+
 /* ---- adapters -------------------------------------------------------------------------------- */
 
 /* Rows whose products with themselves add up to G. When they are too many the largest directions stay. */

@@ -44,6 +44,10 @@ const void *responder_keep(const struct responder *r, size_t *size);
 /* Of the states. */
 int responder_width(const struct responder *r);
 
+/* to [width] = v C^-1/4; and v C^1/4, after which A's rows have nearly the length s^1/4. */
+void responder_even(const struct responder *r, float *to, const float *v);
+void responder_raise(const struct responder *r, float *to, const float *v);
+
 struct response {
     float *row;   /* [RESPONSE_ROWS, width]: A; owned */
     double plain; /* mean answer to neutral texts */

@@ -191,6 +191,12 @@ bool repo_writes(const struct repo *r);
 int repo_neutral(struct repo *r, const char *model, void **told, size_t *size, struct err *err);
 int repo_set_neutral(struct repo *r, const char *model, const void *told, size_t size,
                      struct err *err);
+/* What was learnt for a model (retrieve/learn.h) and its name: 0 found, *told is new, 1 not. And keeps it, told NULL:
+ * forgets it. */
+int repo_learnt(struct repo *r, const char *model, char name[HASH_HEX], void **told, size_t *size,
+                struct err *err);
+int repo_set_learnt(struct repo *r, const char *model, const char *name, const void *told,
+                    size_t size, struct err *err);
 /* Where the index of the encoder's vectors is kept (retrieve/index.h), a new string. 1: the repository is only read,
  * so that nothing may be written there; else its folder is made, if that can be. */
 int repo_index_path(struct repo *r, const char *encoder, char **out, struct err *err);

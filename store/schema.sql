@@ -181,6 +181,13 @@ CREATE TABLE neutral (
     told   BLOB NOT NULL
 );
 
+-- What was learnt from the words of its own adapters (retrieve/learn.h), and the encoder that this is.
+CREATE TABLE learnt (
+    model  TEXT PRIMARY KEY,                -- its fingerprint
+    name   TEXT NOT NULL,
+    told   BLOB NOT NULL
+);
+
 -- Encoders (or models, for answers to texts) that have looked at all adapters that they could.
 CREATE TABLE looked (
     who  TEXT PRIMARY KEY

@@ -139,6 +139,19 @@ bool repo_writes(const struct repo *r)
     return r->write;
 }
 
+/* A copy of the bytes in a column, new: 0, or 1 where there are none. */
+static int take_bytes(sqlite3_stmt *q, int column, void **out, size_t *size, struct err *err)
+{
+    int n = sqlite3_column_bytes(q, column);
+    *size = n > 0 ? (size_t)n : 0;
+    *out = n > 0 ? malloc(*size) : NULL;
+    if (n > 0 && !*out)
+        return err_nomem(err, *size);
+    if (*out)
+        memcpy(*out, sqlite3_column_blob(q, column), *size);
+    return !*out;
+}
+
 int repo_neutral(struct repo *r, const char *model, void **told, size_t *size, struct err *err)
 {
     sqlite3_stmt *q;
@@ -146,17 +159,9 @@ int repo_neutral(struct repo *r, const char *model, void **told, size_t *size, s
     *size = 0;
     int rc = db_query(r->db, err, &q, "SELECT told FROM neutral WHERE model = ?", "s", model);
     rc = rc < 0 ? rc : db_next(r->db, q, err);
-    int n = rc == 1 ? sqlite3_column_bytes(q, 0) : 0;
-    if (n > 0) {
-        *told = malloc((size_t)n);
-        if (*told)
-            memcpy(*told, sqlite3_column_blob(q, 0), (size_t)n);
-        else
-            rc = err_nomem(err, (size_t)n);
-        *size = *told ? (size_t)n : 0;
-    }
+    rc = rc == 1 ? take_bytes(q, 0, told, size, err) : rc < 0 ? rc : 1;
     db_done(q);
-    return rc < 0 ? rc : !*told;
+    return rc;
 }
 
 int repo_set_neutral(struct repo *r, const char *model, const void *told, size_t size,
@@ -166,6 +171,30 @@ int repo_set_neutral(struct repo *r, const char *model, const void *told, size_t
                ? 0
                : db_do(r->db, err, "INSERT OR REPLACE INTO neutral (model, told) VALUES (?, ?)",
                        "sv", model, told, size);
+}
+
+int repo_learnt(struct repo *r, const char *model, char name[HASH_HEX], void **told, size_t *size,
+                struct err *err)
+{
+    sqlite3_stmt *q;
+    *told = NULL;
+    *size = 0;
+    int rc = db_query(r->db, err, &q, "SELECT name, told FROM learnt WHERE model = ?", "s", model);
+    rc = rc < 0 ? rc : db_next(r->db, q, err);
+    if (rc == 1)
+        snprintf(name, HASH_HEX, "%s", (const char *)sqlite3_column_text(q, 0));
+    rc = rc == 1 ? take_bytes(q, 1, told, size, err) : rc < 0 ? rc : 1;
+    db_done(q);
+    return rc;
+}
+
+int repo_set_learnt(struct repo *r, const char *model, const char *name, const void *told,
+                    size_t size, struct err *err)
+{
+    if (!told)
+        return db_do(r->db, err, "DELETE FROM learnt WHERE model = ?", "s", model);
+    return db_do(r->db, err, "INSERT OR REPLACE INTO learnt (model, name, told) VALUES (?, ?, ?)",
+                 "ssv", model, name, told, size);
 }
 
 /* ---- the index ------------------------------------------------------------------------------- */

@@ -605,9 +605,10 @@ Test(index, an_older_repository)
     cr_assert_eq(repo_set_response(f.r, sha_of(1), "model", 2.5, row, 4, &f.err), 0);
     repo_close(f.r);
     f.r = NULL;
-    sql(&f, "DROP TABLE embedding; DROP TABLE embedding_state; DROP TABLE neutral; "
-            "DROP TRIGGER adapter_comes; DROP TRIGGER adapter_changes; DROP TABLE looked; "
-            "PRAGMA user_version = 4");
+    sql(&f,
+        "DROP TABLE embedding; DROP TABLE embedding_state; DROP TABLE neutral; DROP TABLE learnt; "
+        "DROP TRIGGER adapter_comes; DROP TRIGGER adapter_changes; DROP TABLE looked; "
+        "PRAGMA user_version = 4");
     cr_expect_eq(repo_open(&f.r, f.home, REPO_READ, &f.err), ERR_UNSUPPORTED);
     cr_expect(strstr(f.err.msg, "older weft") && strstr(f.err.msg, "schema 4"), "%s", f.err.msg);
     reopen(&f);

@@ -176,8 +176,9 @@ class Zoo:
     # ---- what is told of adapters
 
     @torch.no_grad()
-    def tell(self, adapters):
-        n = len(adapters)
+    def tell(self, adapters, n=None):
+        """adapters: a list, or n of them as they come."""
+        n = len(adapters) if n is None else n
         told = {"sketch": {b: {s: torch.zeros(n, P, Q) for s in self.sites} for b in self.bases},
                 "norm": torch.zeros(n, len(self.sites)), "sigma": torch.zeros(n, len(self.sites), SINGULAR),
                 "answer": torch.zeros(n, ANSWERS, len(self.middle))}
