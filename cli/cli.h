@@ -19,6 +19,7 @@ enum option_kind {
     OPTION_FLAG,   /* bool *: set */
     OPTION_TEXT,   /* const char **: borrowed from argv */
     OPTION_INT,    /* int *, within min … max */
+    OPTION_MAYBE,  /* the same, but only as --name=N; --name alone is -1 */
     OPTION_U64,    /* uint64_t * */
     OPTION_NUMBER, /* double *, within min … max */
     OPTION_SIZE,   /* int[2]: 512 or 512x768 (width x height) */

@@ -1,4 +1,4 @@
-#include "making.h"
+#include "auto.h"
 
 #include "embeddings.h"
 
@@ -259,7 +259,9 @@ int making_model(struct making *m, struct err *err)
 
 int making_load(struct making *m, struct err *err)
 {
-    int rc = read_prompts(m, err);
+    int rc = m->choose ? making_model(m, err) : 0;
+    rc = rc < 0 || !m->choose ? rc : auto_choose(m, err);
+    rc = rc < 0 ? rc : read_prompts(m, err);
     rc = rc < 0 ? rc : making_model(m, err);
     rc = rc < 0 ? rc : open_adapters(m, err);
     if (rc == 0 && weighs(m))
@@ -440,6 +442,7 @@ int making_write(const struct making *m, const char *path, const struct image *i
 
 void making_forget(struct making *m)
 {
+    auto_release(m);
     generator_forget(m->g);
     for (int i = 0; m->use && i < m->r.n_adapter; i++) {
         adapter_free(m->adapter[i]);

@@ -50,8 +50,12 @@ struct making {
     const char *like, *device, *isa, *home;
     int threads;
     bool verbose, allow_partial, triggers;
-    bool later; /* prompts come later, by making_request */
-    bool named; /* r has the adapters that the prompt names */
+    bool later;             /* prompts come later, by making_request */
+    bool named;             /* r has the adapters that the prompt names */
+    int choose;             /* --auto: at most so many adapters; -1: not said; 0: none */
+    bool yes;               /* what it proposes is taken */
+    struct auto_pick *pick; /* what it chose (auto.h); owned */
+    int n_pick;
 };
 
 /* The options of every command that makes pictures; returns the end of the table, where the command puts

@@ -169,9 +169,11 @@ static int read_like(struct request *r, const char *path, bool *ours, struct err
 static int open_repo(struct making *m, struct err *err)
 {
     char *home = repo_home(m->home);
-    int rc = !home               ? err_nomem(err, 64)
-             : repo_exists(home) ? repo_open(&m->repo, home, REPO_READ, err)
-                                 : 0;
+    int rc = home ? 0 : err_nomem(err, 64);
+    if (rc == 0 && repo_exists(home)) { /* what --auto learns of files is kept where that can be */
+        rc = m->choose ? repo_open(&m->repo, home, REPO_WRITE, err) : ERR_IO;
+        rc = rc == ERR_IO ? repo_open(&m->repo, home, REPO_READ, err) : rc;
+    }
     free(home);
     m->r.repo = m->repo;
     return rc;

@@ -29,7 +29,7 @@ static int digits(const char *s, uint64_t max, uint64_t *out)
 static int parse_number(const struct option *o, const char *s, double *out, struct err *err)
 {
     char *end, want[80];
-    bool whole = o->kind == OPTION_INT;
+    bool whole = o->kind == OPTION_INT || o->kind == OPTION_MAYBE;
     errno = 0;
     double v = strtod(s, &end);
     if (end == s || s[strspn(s, "+-.0123456789eE")] || *end || errno || !isfinite(v) ||
@@ -82,8 +82,9 @@ static int set(const struct option *o, const char *s, struct err *err)
     case OPTION_FLAG: *(bool *)o->to = true; break;
     case OPTION_TEXT: *(const char **)o->to = s; break;
     case OPTION_INT:
-        rc = parse_number(o, s, &v, err);
-        *(int *)o->to = (int)v;
+    case OPTION_MAYBE:
+        rc = s ? parse_number(o, s, &v, err) : 0;
+        *(int *)o->to = s ? (int)v : -1;
         break;
     case OPTION_NUMBER:
         rc = parse_number(o, s, &v, err);
@@ -144,9 +145,10 @@ int options_parse(const struct option *o, int argc, char **argv, const char **re
                            argv[0]);
         if (hit->kind == OPTION_FLAG && value)
             return err_set(err, ERR_ARG, "'%.80s': this option takes no value", a);
-        if (hit->kind != OPTION_FLAG && !value && ++i == argc)
+        bool alone = hit->kind == OPTION_FLAG || hit->kind == OPTION_MAYBE;
+        if (!alone && !value && ++i == argc)
             return err_set(err, ERR_ARG, "'%.80s' needs a value: %s", a, hit->arg);
-        int rc = set(hit, hit->kind == OPTION_FLAG ? NULL : value ? value : argv[i], err);
+        int rc = set(hit, alone || value ? value : argv[i], err);
         if (rc < 0)
             return rc;
     }
@@ -164,7 +166,8 @@ void options_help(const struct option *o)
         if (o->letter)
             snprintf(left, sizeof left, "-%c, --%s %s", o->letter, o->name, o->arg ? o->arg : "");
         else
-            snprintf(left, sizeof left, "    --%s %s", o->name, o->arg ? o->arg : "");
+            snprintf(left, sizeof left, "    --%s%s%s", o->name, o->kind == OPTION_MAYBE ? "" : " ",
+                     o->arg ? o->arg : "");
         const char *line = o->help;
         for (bool first = true; line; first = false) {
             const char *nl = strchr(line, '\n');

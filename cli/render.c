@@ -1,4 +1,5 @@
 /* weft render: a prompt becomes a picture. */
+#include "auto.h"
 #include "explain.h"
 
 #include "unet/file.h"
@@ -19,6 +20,12 @@ static void make_options(struct option *o, void *target)
 {
     struct render *d = target;
     const struct option own[] = {
+        {"auto", 0, OPTION_MAYBE, &d->m.choose, "[=K]",
+         "choose adapters of the repository by what their weights do, at most\nK, default 3: one a "
+         "phrase of the prompt, or none; -v says why",
+         1, 16, NULL},
+        {"yes", 0, OPTION_FLAG, &d->m.yes, NULL,
+         "take what --auto proposes on models where it was not measured", 0, 0, NULL},
         {.kind = OPTION_GROUP, .name = "", .help = "What comes out:"},
         {"output", 'o', OPTION_TEXT, &d->out, "FILE",
          "default weft-SEED.png; or a folder; with --count the seed is put\nbefore .png", 0, 0,
@@ -119,6 +126,15 @@ static void report(const struct render *d, const char *path, const struct cost *
     for (int i = 0; i < d->m.r.n_embedding; i++)
         json_array_append_new(list, embedding_report(&d->m.r.embedding[i]));
     json_object_set_new(root, "embeddings", list);
+    if (d->m.choose) {
+        list = json_array();
+        for (int i = 0; i < d->m.n_pick; i++)
+            json_array_append_new(list,
+                                  json_pack("{s:s, s:s, s:f, s:f}", "phrase", d->m.pick[i].phrase,
+                                            "name", d->m.pick[i].name, "score", d->m.pick[i].score,
+                                            "next", d->m.pick[i].next));
+        json_object_set_new(root, "auto", list);
+    }
     if (e)
         json_object_set_new(root, "influence", explain_json(e));
     char *text = json_dumps(root, JSON_COMPACT);

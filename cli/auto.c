@@ -1,0 +1,166 @@
+#include "auto.h"
+
+#include "retrieve/concepts.h"
+#include "retrieve/find.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MOST   3   /* adapters, where no number is given */
+#define LIKELY .5  /* least likelihood */
+#define ANSWER .45 /* least answer, where there is none */
+#define SAME   .9  /* cosine from which on two do the same */
+
+void auto_release(struct making *m)
+{
+    for (int i = 0; i < m->n_pick; i++)
+        free(m->pick[i].name);
+    free(m->pick);
+    m->pick = NULL;
+    m->n_pick = 0;
+}
+
+/* ---- choosing -------------------------------------------------------------------------------- */
+
+static bool taken(const struct making *m, struct finder *f, int64_t key)
+{
+    for (int i = 0; i < m->n_pick; i++)
+        if (m->pick[i].key == key || finder_alike(f, m->pick[i].key, key) > SAME)
+            return true;
+    return false;
+}
+
+static int pick(struct making *m, struct finder *f, const struct concept *c,
+                const struct found *list, int n, struct err *err)
+{
+    double least = finder_is_calibrated(f) ? LIKELY : ANSWER;
+    int best = 0;
+    while (best < n && list[best].score >= least && taken(m, f, list[best].key))
+        best++;
+    if (best == n || list[best].score < least) {
+        if (m->verbose)
+            fprintf(stderr, "%s: nothing fits (best %.2f, %.2f is asked for)\n", c->text,
+                    n ? list[0].score : 0, least);
+        return 0;
+    }
+    struct auto_pick *more = realloc(m->pick, ((size_t)m->n_pick + 1) * sizeof *more);
+    if (!more)
+        return err_nomem(err, sizeof *more);
+    m->pick = more;
+    struct repo_adapter a;
+    int rc = repo_at(m->repo, list[best].key, &a, err);
+    if (rc != 0)
+        return rc < 0 ? rc : 0;
+    struct auto_pick *p = &m->pick[m->n_pick];
+    *p = (struct auto_pick){.name = strdup(a.name),
+                            .key = a.key,
+                            .at = c->at,
+                            .n = c->n,
+                            .score = list[best].score,
+                            .next = best + 1 < n ? list[best + 1].score : 0};
+    snprintf(p->phrase, sizeof p->phrase, "%s", c->text);
+    repo_adapter_release(&a);
+    if (!p->name)
+        return err_nomem(err, 64);
+    m->n_pick++;
+    if (m->verbose)
+        fprintf(stderr, "%s: %s, %.2f; the next %.2f\n", p->phrase, p->name, p->score, p->next);
+    return 0;
+}
+
+static int pick_all(struct making *m, struct finder *f, int most, struct err *err)
+{
+    struct concept c[CONCEPTS_MOST];
+    int n = concepts_split(m->r.prompt, c), unread, rc = finder_read(f, NULL, NULL, &unread, err);
+    for (int i = 0; i < n && m->n_pick < most && rc == 0; i++) {
+        char text[128];
+        struct found *list = NULL;
+        int found = 0;
+        snprintf(text, sizeof text, "a %s", c[i].text);
+        rc = finder_ask(f, text, &list, &found, err);
+        rc = rc < 0 ? rc : pick(m, f, &c[i], list, found, err);
+        free(list);
+    }
+    return rc;
+}
+
+/* ---- the request ----------------------------------------------------------------------------- */
+
+/* prompt [at, at + n) becomes text. */
+static int put(char **prompt, size_t at, size_t n, const char *text, struct err *err)
+{
+    char *made = NULL;
+    if (asprintf(&made, "%.*s%s%s", (int)at, *prompt, text, *prompt + at + n) < 0)
+        return err_nomem(err, strlen(*prompt));
+    free(*prompt);
+    *prompt = made;
+    return 0;
+}
+
+/* The first group of its trigger words into the phrase, unless the prompt has them. */
+static int put_trigger(struct making *m, const struct auto_pick *p, struct err *err)
+{
+    struct texts t = {0};
+    struct repo_adapter a;
+    char phrase[96], *made = NULL;
+    int rc = repo_at(m->repo, p->key, &a, err);
+    if (rc != 0)
+        return rc < 0 ? rc : 0;
+    rc = repo_texts(m->repo, p->key, REPO_TRIGGERS, &t, err);
+    const char *trigger = rc == 0 && t.n ? t.item[0] : NULL;
+    if (trigger && !strcasestr(m->r.prompt, trigger)) {
+        const char *last = strrchr(trigger, ' ');
+        const char *word = a.class_word && *a.class_word ? a.class_word : last ? last + 1 : trigger;
+        snprintf(phrase, sizeof phrase, "%s", p->phrase);
+        char *here = strcasestr(phrase, word);
+        int whole = here ? asprintf(&made, "%.*s%s%s", (int)(here - phrase), phrase, trigger,
+                                    here + strlen(word))
+                         : asprintf(&made, "%s %s", trigger, phrase);
+        rc = whole < 0 ? err_nomem(err, 128) : put(&m->r.prompt, p->at, p->n, made, err);
+        free(made);
+    }
+    texts_release(&t);
+    repo_adapter_release(&a);
+    return rc;
+}
+
+static int propose(const struct making *m, struct err *err)
+{
+    char list[300] = "";
+    for (int i = 0; i < m->n_pick; i++)
+        snprintf(list + strlen(list), sizeof list - strlen(list), " -a %.40s", m->pick[i].name);
+    return err_set(err, ERR_MISMATCH,
+                   "--auto proposes%s%s; how sure that is was not measured on this model: --yes "
+                   "takes it",
+                   list, m->n_pick > 1 ? " --compose superpose:uncond=base" : "");
+}
+
+int auto_choose(struct making *m, struct err *err)
+{
+    char *retriever = cli_asset("retriever"), *scorer = cli_asset("scorer");
+    struct finder *f = NULL;
+    auto_release(m);
+    int rc = m->repo ? 0
+                     : err_set(err, ERR_ARG,
+                               "--auto chooses from the repository, and there is none; weft add "
+                               "makes one");
+    rc = rc < 0 ? rc : finder_open(&f, m->repo, m->model, retriever, scorer, err);
+    rc = rc < 0 ? rc : pick_all(m, f, m->choose > 0 ? m->choose : MOST, err);
+    bool sure = rc == 0 && finder_is_calibrated(f);
+    finder_close(f);
+    free(retriever);
+    free(scorer);
+    if (rc == 0 && m->n_pick && !sure && !m->yes)
+        return propose(m, err);
+    if (rc == 0 && !m->n_pick)
+        fputs("--auto: no adapter fits the prompt\n", stderr);
+    for (int i = m->n_pick - 1; i >= 0 && rc == 0; i--) /* places before stay good */
+        rc = put_trigger(m, &m->pick[i], err);
+    for (int i = 0; i < m->n_pick && rc == 0; i++)
+        rc = request_add_adapter(&m->r, m->pick[i].name, err);
+    if (rc == 0 && m->n_pick > 1 && !m->r.compose)
+        rc = request_set(&m->r.compose, "superpose:uncond=base", err);
+    return rc;
+}

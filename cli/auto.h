@@ -1,0 +1,29 @@
+/* auto.h: --auto, adapters that the prompt asks for.
+ *
+ *     rc = auto_choose(&m, &err);     // after the model is there, before prompts are read
+ *
+ * Each phrase of the prompt (retrieve/concepts.h) is asked for by weights (retrieve/find.h); the best adapter is taken
+ * where it is good enough and does nothing that one before does. Its trigger words take the place of its class word in
+ * the phrase, or stand in front of it. Of several, superpose:uncond=base is how they share the picture, unless another
+ * strategy was named.
+ */
+#ifndef WEFT_AUTO_H
+#define WEFT_AUTO_H
+
+#include "making.h"
+
+/* What was chosen for a phrase. */
+struct auto_pick {
+    char phrase[96];
+    char *name; /* owned */
+    int64_t key;
+    size_t at, n;       /* the phrase's place in the prompt */
+    double score, next; /* of it and of the adapter behind it */
+};
+
+/* m->pick, m->r's adapters, prompt and strategy. ERR_MISMATCH with a proposal where scores are not likelihoods and
+ * --yes was not given. */
+int auto_choose(struct making *m, struct err *err);
+void auto_release(struct making *m);
+
+#endif

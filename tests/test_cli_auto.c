@@ -1,0 +1,80 @@
+/* weft render --auto: adapters by what the prompt asks for. */
+#include "shell.h"
+
+#include "unet/file.h"
+
+#include <criterion/criterion.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Shipped adapters under names that say nothing. */
+static void fill(struct shell *s)
+{
+    static const char *const what[] = {"tower",  "kite",   "gorilla",   "lantern",
+                                       "church", "teapot", "speedboat", "peach"};
+    for (int i = 0; i < 8; i++) {
+        char path[80], name[16];
+        snprintf(path, sizeof path, "assets/adapters/%s.safetensors", what[i]);
+        snprintf(name, sizeof name, "x%d", i);
+        weft(s, "add", path, "--home", in(s, "home"), NULL);
+        cr_assert_eq(s->code, 0, "%s", s->err);
+        weft(s, "tag", what[i], "--rename", name, "--home", in(s, "home"), NULL);
+        cr_assert_eq(s->code, 0, "%s", s->err);
+    }
+}
+
+static void render(struct shell *s, const char *prompt, const char *how, const char *yes)
+{
+    weft(s, "render", prompt, "--home", in(s, "home"), "--seed", "1", "--steps", "2", "-o",
+         in(s, "auto.png"), "--json", how, yes, NULL);
+}
+
+Test(cli_auto, chooses_by_weights)
+{
+    static const char prompt[] = "a kite on the left and a lantern on the right";
+    struct shell s;
+    char *a, *b;
+    size_t n_a, n_b;
+    struct err err;
+    shell_open(&s);
+    fill(&s);
+    render(&s, prompt, "--auto", NULL);
+    cr_expect_eq(s.code, 1);
+    cr_expect(strstr(s.err, "-a x1 -a x3") && strstr(s.err, "--yes"), "%s", s.err);
+    render(&s, prompt, "--auto", "--yes");
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    cr_expect(strstr(s.out, "\"phrase\":\"kite\",\"name\":\"x1\""), "%s", s.out);
+    cr_expect(strstr(s.out, "\"phrase\":\"lantern\",\"name\":\"x3\""), "%s", s.out);
+    /* the same by hand */
+    weft(&s, "render", "a sks kite on the left and a sks lantern on the right", "-a", "x1", "-a",
+         "x3", "--compose", "superpose:uncond=base", "--home", in(&s, "home"), "--seed", "1",
+         "--steps", "2", "-o", in(&s, "hand.png"), NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    cr_assert_eq(file_read(&a, &n_a, in(&s, "auto.png"), 1 << 24, &err), 0, "%s", err.msg);
+    cr_assert_eq(file_read(&b, &n_b, in(&s, "hand.png"), 1 << 24, &err), 0, "%s", err.msg);
+    cr_expect(n_a == n_b && !memcmp(a, b, n_a), "not the picture made by hand");
+    free(a);
+    free(b);
+    render(&s, prompt, "--auto=1", "--yes");
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    cr_expect(strstr(s.out, "x1") && !strstr(s.out, "x3"), "%s", s.out);
+    shell_close(&s);
+}
+
+/* What the model knows by itself, or nobody has, brings no adapter in. */
+Test(cli_auto, chooses_none)
+{
+    struct shell s;
+    shell_open(&s);
+    render(&s, "a dog", "--auto", NULL);
+    cr_expect_eq(s.code, 2, "no repository");
+    cr_expect(strstr(s.err, "weft add"), "%s", s.err);
+    fill(&s);
+    render(&s, "a dog and a pizza on a plain background", "--auto", NULL);
+    cr_expect_eq(s.code, 0, "%s", s.err);
+    cr_expect(strstr(s.out, "\"adapters\":[]") && strstr(s.out, "\"auto\":[]"), "%s", s.out);
+    cr_expect(strstr(s.err, "no adapter fits"), "%s", s.err);
+    render(&s, "a dog", "--auto=0", NULL);
+    cr_expect_eq(s.code, 2);
+    shell_close(&s);
+}
