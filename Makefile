@@ -1,7 +1,7 @@
 # weft: see README.md. `make demo` and `make test` are all a newcomer needs.
 #
 #   make            the program, build/weft
-#   make demo       two adapters in one picture, three ways: demo.png
+#   make demo       two adapters, found among 51, in one picture, three ways: demo.png
 #   make test       every test            make san    the same under ASan and UBSan
 #   make check      format, include directions, warnings, cppcheck
 #   make fuzz       a million executions of each parser, with coverage
@@ -104,12 +104,16 @@ deps:
 .PHONY: demo
 demo: deps
 	@$(MAKE) --no-print-directory -j$$(nproc) all
+	rm -rf build/demo && mkdir -p build/demo/files
+	for f in assets/adapters/*.safetensors; do \
+	    cp $$f build/demo/files/$$(sha256sum $$f | cut -c1-8).safetensors; done
+	build/weft add build/demo/files --home build/demo/home >build/demo/added
+	@tail -1 build/demo/added
 	$(DEMO)
 	@echo 'demo.png was made by'
 	@echo '    $(DEMO)'
-DEMO := build/weft compare "a sks lantern on the left and a sks circus tent on the right" \
-        -a assets/adapters/lantern.safetensors -a assets/adapters/circus-tent.safetensors \
-        --compose none --compose merge --compose superpose:uncond=base \
+DEMO := build/weft compare "a kite on the left and a lantern on the right" --auto --yes -v \
+        --home build/demo/home --compose none --compose merge --compose superpose:uncond=base \
         --seed 1 --cfg 2 --cell 384 -o demo.png
 
 .PHONY: test

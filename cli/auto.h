@@ -12,6 +12,23 @@
 
 #include "making.h"
 
+/* In a command's table of options. */
+#define AUTO_OPTIONS(m)                                                                            \
+    {"auto",                                                                                       \
+     0,                                                                                            \
+     OPTION_MAYBE,                                                                                 \
+     &(m)->choose,                                                                                 \
+     "[=K]",                                                                                       \
+     "choose adapters of the repository by what their weights do, at most\nK, default 3: one a "   \
+     "phrase of the prompt, or none; -v says why",                                                 \
+     1,                                                                                            \
+     16,                                                                                           \
+     NULL},                                                                                        \
+    {                                                                                              \
+        "yes", 0, OPTION_FLAG, &(m)->yes, NULL,                                                    \
+            "take what --auto proposes on models where it was not measured", 0, 0, NULL            \
+    }
+
 /* What was chosen for a phrase. */
 struct auto_pick {
     char phrase[96];

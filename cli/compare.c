@@ -1,4 +1,5 @@
 /* weft compare: one prompt under several strategies, on one sheet. */
+#include "auto.h"
 #include "axis.h"
 #include "making.h"
 #include "sheet_html.h"
@@ -34,6 +35,7 @@ static void make_options(struct option *o, void *target)
 {
     struct compare *c = target;
     const struct option own[] = {
+        AUTO_OPTIONS(&c->m),
         {.kind = OPTION_GROUP, .name = "", .help = "What comes out:"},
         {"output", 'o', OPTION_TEXT, &c->out, "FILE", "default compare.png", 0, 0, NULL},
         {"html", 0, OPTION_TEXT, &c->html, "FILE",

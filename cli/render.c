@@ -20,12 +20,7 @@ static void make_options(struct option *o, void *target)
 {
     struct render *d = target;
     const struct option own[] = {
-        {"auto", 0, OPTION_MAYBE, &d->m.choose, "[=K]",
-         "choose adapters of the repository by what their weights do, at most\nK, default 3: one a "
-         "phrase of the prompt, or none; -v says why",
-         1, 16, NULL},
-        {"yes", 0, OPTION_FLAG, &d->m.yes, NULL,
-         "take what --auto proposes on models where it was not measured", 0, 0, NULL},
+        AUTO_OPTIONS(&d->m),
         {.kind = OPTION_GROUP, .name = "", .help = "What comes out:"},
         {"output", 'o', OPTION_TEXT, &d->out, "FILE",
          "default weft-SEED.png; or a folder; with --count the seed is put\nbefore .png", 0, 0,

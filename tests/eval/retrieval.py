@@ -159,6 +159,19 @@ def places(zoo, way, split, same):
     return np.array(out).reshape(-1, 3)
 
 
+def chosen(zoo, way, split, same, least):
+    """Of adapters asked for by their short caption: shares that are chosen rightly (first, and at least `least`),
+    wrongly, and not; and how often one is chosen where none of the concept is there."""
+    right, wrong, other = [], [], []
+    for i in zoo.of(split):
+        s, mine = way(zoo.rows[i]["captions"][0]), torch.tensor([x == same[i] for x in same])
+        best = float(s.max()) >= least
+        right.append(best and bool(mine[s.argmax()]))
+        wrong.append(best and not mine[s.argmax()])
+        other.append(float(s[~mine].max()) >= least)
+    return np.mean(right), np.mean(wrong), np.mean(other)
+
+
 def interval(x, r):
     means = x[r.integers(0, len(x), (2000, len(x)))].mean(1)
     return np.percentile(means, [2.5, 97.5])
@@ -203,6 +216,10 @@ def main():
             print(f"{name:24s} {kind:16s} first {100 * row['first']:5.1f}  five {100 * row['five']:5.1f} "
                   f"({100 * row['five low']:.1f} to {100 * row['five high']:.1f})  ten {100 * row['ten']:5.1f}  mrr {row['mrr']:.3f}",
                   flush=True)
+    answers = lambda t: zoo.scores(told, t)
+    for least in (.3, .4, .45, .5, .6, .7, .8, 1):
+        print(f"--auto from {least}: rightly %.1f %%, wrongly %.1f %%; where none is there %.1f %%" %
+              tuple(100 * x for x in chosen(zoo, answers, o.of, same, least)), flush=True)
     with open(o.csv, "w") as f:
         w = csv.DictWriter(f, fieldnames=list(rows[-1]))
         w.writeheader()
