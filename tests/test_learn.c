@@ -102,7 +102,7 @@ Test(learn, words_of_ones_own)
         {"kite", "tronk"},     {"tower", "yuvex"},   {"bridge", "plisk"}, {"hospital", "gworf"},
         {"cucumber", "dlimp"}, {"teapot", "sprone"}};
     struct shell s;
-    char path[80], name[16];
+    char path[120], name[16];
     shell_open(&s);
     take(&s, "assets/adapters/monkey.safetensors", "monkey", "blorp");
     weft(&s, "learn", "--home", in(&s, "home"), NULL);
