@@ -13,6 +13,11 @@ enum { NEUTRAL = 200, HAND = 20, LONGEST = 32, STATES = 256 };
 void dsyev_(const char *job, const char *half, const int *n, double *a, const int *lda, double *w,
             double *work, const int *lwork, int *info, size_t job_len, size_t half_len);
 
+/* BLAS: c = alpha a b + beta c, by columns. */
+void dgemm_(const char *ta, const char *tb, const int *m, const int *n, const int *k,
+            const double *alpha, const double *a, const int *lda, const double *b, const int *ldb,
+            const double *beta, double *c, const int *ldc, size_t ta_len, size_t tb_len);
+
 /* What neutral texts tell of a model, as it is kept: mean [width], in and out [width, width], which are C^1/4 and
  * C^-1/4, and some of the states, less the mean, times out. */
 struct responder {
@@ -381,43 +386,60 @@ void responder_raise(const struct responder *r, float *to, const float *v)
 
 /* ---- adapters -------------------------------------------------------------------------------- */
 
-/* Rows whose products with themselves add up to G. When they are too many the largest directions stay. */
-enum { ROOM = 256, KEPT = 128, SAMPLED = 128, SMALL = 256 * 256 };
+/* Rows x of dW / |W|, and H = in^T (sum x^T x) in. */
+enum { ROOM = 512, SAMPLED = 128, SMALL = 256 * 256 };
 struct rows {
-    float *v; /* [ROOM, width] */
+    double *v, *turned, *in, *h; /* [ROOM, width] twice, [width, width] twice */
     int n, width;
 };
 
-/* The main directions of the rows, at most `most`, each s^p long. */
-static int condense(struct rows *s, int most, double p, struct err *err)
+static void rows_release(struct rows *s)
 {
-    enum { TOLD = 10000 }; /* what is smaller than the greatest by that is rounding */
-    struct matrix all = {.kind = DELTA_PRODUCT, .rows = s->n, .cols = (size_t)s->width, .scale = 1},
-                  few;
-    double kept, sigma[ROOM];
-    all.f[0] = (struct wide){.rows = s->n, .cols = (size_t)s->width, .b = s->v};
-    if (!s->n)
-        return 0;
-    int rc = matrix_truncate(&few, &all, most, &kept, sigma, err);
-    if (rc < 0)
-        return rc;
-    s->n = few.f[0].rank;
-    for (int i = 0; i < s->n * s->width; i++) {
-        double x = sigma[i / s->width];
-        s->v[i] = x > sigma[0] / TOLD ? (float)pow(x, p) * few.f[0].b[i] : 0;
-    }
-    matrix_release(&few);
+    free(s->v);
+    free(s->turned);
+    free(s->in);
+    free(s->h);
+}
+
+static int rows_open(struct rows *s, const struct responder *r, struct err *err)
+{
+    size_t w = (size_t)r->width;
+    *s = (struct rows){.width = r->width};
+    s->v = malloc(ROOM * w * sizeof *s->v);
+    s->turned = malloc(ROOM * w * sizeof *s->turned);
+    s->in = malloc(w * w * sizeof *s->in);
+    s->h = calloc(w * w, sizeof *s->h);
+    if (!s->v || !s->turned || !s->in || !s->h)
+        return err_nomem(err, 2 * (ROOM + w) * w * sizeof *s->v);
+    for (size_t i = 0; i < w * w; i++)
+        s->in[i] = r->in[i];
     return 0;
 }
 
-static int add_row(struct rows *s, const float *v, double scale, struct err *err)
+/* c [n, m] = a b + beta c, by rows; a is [n, k], or across: [k, n] and taken so. */
+static void multiply(double *c, const double *a, const double *b, int n, int k, int m, bool across,
+                     double beta)
 {
-    int rc = s->n == ROOM ? condense(s, KEPT, 1, err) : 0;
-    float *to = s->v + (size_t)s->n * (size_t)s->width;
-    for (int i = 0; i < s->width && rc == 0; i++)
-        to[i] = (float)(scale * v[i]);
-    s->n += rc == 0;
-    return rc;
+    const double one = 1;
+    if (n && m && k)
+        dgemm_("N", across ? "T" : "N", &m, &n, &k, &one, b, &m, a, across ? &n : &k, &beta, c, &m,
+               1, 1);
+}
+
+static void flush(struct rows *s)
+{
+    multiply(s->turned, s->v, s->in, s->n, s->width, s->width, false, 0);
+    multiply(s->h, s->turned, s->turned, s->width, s->n, s->width, true, 1);
+    s->n = 0;
+}
+
+static void add_row(struct rows *s, const float *v, double scale)
+{
+    if (s->n == ROOM)
+        flush(s);
+    double *to = s->v + (size_t)s->n++ * (size_t)s->width;
+    for (int i = 0; i < s->width; i++)
+        to[i] = scale * v[i];
 }
 
 /* Of a large dW, SAMPLED sums of its rows with random signs: their mean product is dW^T dW. */
@@ -435,30 +457,45 @@ static int add_sampled(struct rows *s, const float *w, int out, double weight, s
             for (size_t j = 0; j < width; j++)
                 sum[j] += sign * w[(size_t)i * width + j];
         }
-        rc = add_row(s, sum, weight / sqrt(SAMPLED), err);
+        add_row(s, sum, weight / sqrt(SAMPLED));
     }
     free(sum);
     return rc;
 }
 
-/* The right singular vectors of m. */
-static int add_matrix(struct rows *s, const struct matrix *m, double weight, struct err *err)
-{
-    struct matrix few = {0};
-    double kept, sigma[KEPT];
-    int rc = matrix_truncate(&few, m, KEPT, &kept, sigma, err);
-    for (int i = 0; i < few.f[0].rank && rc == 0; i++)
-        rc = add_row(s, few.f[0].b + (size_t)i * m->cols, sigma[i] * weight, err);
-    matrix_release(&few);
-    return rc;
-}
-
+/* b a as sqrt(b^T b) a: its rows have the same products with themselves, and are few. */
 static int add_product(struct rows *s, const struct bound *b, const char *site, double weight,
                        struct err *err)
 {
     struct matrix m = {0};
-    int rc = matrix_load(&m, &b->d, site, err);
-    rc = rc < 0 ? rc : add_matrix(s, &m, weight * b->factor, err);
+    int rc = matrix_load(&m, &b->d, site, err), r = m.f[0].rank, lwork = 8 * r, info = 0;
+    size_t n = (size_t)r, w = (size_t)s->width, tall = (size_t)m.rows;
+    double *up = malloc((tall * n + 2 * n * n + n + n * w + 8 * n) * sizeof *up);
+    if (rc == 0 && !up)
+        rc = err_nomem(err, (tall + w) * n * sizeof *up);
+    if (rc == 0) {
+        double *v = up + tall * n, *value = v + n * n, *down = value + n, *work = down + n * w,
+               *root = work + 8 * n;
+        for (size_t i = 0; i < tall * n; i++)
+            up[i] = m.f[0].a[i];
+        for (size_t i = 0; i < n * w; i++)
+            down[i] = m.f[0].b[i];
+        multiply(v, up, up, r, m.rows, r, true, 0);
+        dsyev_("V", "L", &r, v, &r, value, work, &lwork, &info, 1, 1);
+        for (size_t i = 0; i < n * n; i++)
+            root[i] = v[i] * sqrt(fmax(value[i / n], 0)) * m.scale * b->factor * weight;
+        for (int i = 0; i < r; i += ROOM) {
+            int some = r - i < ROOM ? r - i : ROOM;
+            if (s->n + some > ROOM)
+                flush(s);
+            multiply(s->v + (size_t)s->n * w, root + (size_t)i * n, down, some, r, s->width, false,
+                     0);
+            s->n += some;
+        }
+        if (info)
+            rc = err_set(err, ERR_FORMAT, "%s: its values are not finite", site);
+    }
+    free(up);
     matrix_release(&m);
     return rc;
 }
@@ -469,16 +506,13 @@ static int add_whole(struct rows *s, const struct bound *b, const struct layer *
 {
     size_t n = (size_t)l->out * (size_t)l->in;
     float *w = calloc(n, sizeof *w);
-    const struct matrix m = {.kind = DELTA_PRODUCT,
-                             .rows = l->out,
-                             .cols = (size_t)l->in,
-                             .scale = 1,
-                             .f[0] = {.rows = l->out, .cols = (size_t)l->in, .b = w}};
     int rc = w ? 0 : err_nomem(err, n * sizeof *w);
     for (; b && rc == 0; b = b->next)
         rc = bound_add(b, l, w, NULL, 1, err);
-    if (rc == 0)
-        rc = n <= SMALL ? add_matrix(s, &m, weight, err) : add_sampled(s, w, l->out, weight, err);
+    for (int i = 0; i < l->out && rc == 0 && n <= SMALL; i++)
+        add_row(s, w + (size_t)i * (size_t)l->in, weight);
+    if (rc == 0 && n > SMALL)
+        rc = add_sampled(s, w, l->out, weight, err);
     free(w);
     return rc;
 }
@@ -520,43 +554,116 @@ static int gather(const struct responder *r, const struct adapter *a, struct row
     return rc;
 }
 
-/* All rows times m. */
-static int turn_all(struct rows *s, const float *m, struct err *err)
+/* ---- main directions ------------------------------------------------------------------------- */
+
+enum { BLOCK = 24, ROUNDS = 16 };
+
+static double dot(const double *a, const double *b, int n)
 {
-    size_t w = (size_t)s->width;
-    float *x = malloc(w * sizeof *x);
-    if (!x)
-        return err_nomem(err, w * sizeof *x);
-    for (int i = 0; i < s->n; i++) {
-        memcpy(x, s->v + (size_t)i * w, w * sizeof *x);
-        turn(s->v + (size_t)i * w, x, m, s->width);
+    double s[4] = {0};
+    int i = 0;
+    for (; i + 4 <= n; i += 4)
+        for (int k = 0; k < 4; k++)
+            s[k] += a[i + k] * b[i + k];
+    for (; i < n; i++)
+        s[0] += a[i] * b[i];
+    return s[0] + s[1] + s[2] + s[3];
+}
+
+/* The rows of v [BLOCK, n] to right angles and length 1; one that hangs on those before becomes 0. */
+static void square_up(double *v, int n)
+{
+    for (int k = 0; k < BLOCK; k++) {
+        double *x = v + (size_t)k * (size_t)n, before = dot(x, x, n);
+        for (int j = 0; j < 2 * k; j++) { /* twice is enough */
+            const double *y = v + (size_t)(j % k) * (size_t)n;
+            double s = dot(x, y, n);
+            for (int i = 0; i < n; i++)
+                x[i] -= s * y[i];
+        }
+        double after = dot(x, x, n), scale = after > 1e-20 * before ? 1 / sqrt(after) : 0;
+        for (int i = 0; i < n; i++)
+            x[i] *= scale;
     }
+}
+
+/* The largest eigenvalues of h [n, n] and their vectors, by iterating a subspace (Rutishauser 1969): value [BLOCK],
+ * rising, v [BLOCK, n]. */
+static int main_directions(const double *h, int n, double *v, double *value, struct err *err)
+{
+    const int block = BLOCK, lwork = 8 * BLOCK;
+    size_t all = (size_t)n * BLOCK;
+    double t[BLOCK * BLOCK], work[8 * BLOCK], *y = malloc(all * sizeof *y);
+    struct rng r;
+    int info = 0;
+    if (!y)
+        return err_nomem(err, all * sizeof *y);
+    rng_init(&r, RNG_TORCH, 0); /* the same for all */
+    for (size_t i = 0; i < all; i++)
+        v[i] = rng_u32(&r) >> 31 ? 1 : -1;
+    square_up(v, n);
+    for (int k = 0; k < ROUNDS; k++) {
+        multiply(y, v, h, BLOCK, n, n, false, 0); /* h is symmetric */
+        memcpy(v, y, all * sizeof *v);
+        square_up(v, n);
+    }
+    multiply(y, v, h, BLOCK, n, n, false, 0);
+    for (size_t i = 0; i < BLOCK; i++)
+        for (size_t j = 0; j < BLOCK; j++)
+            t[i * BLOCK + j] = dot(v + i * (size_t)n, y + j * (size_t)n, n);
+    dsyev_("V", "L", &block, t, &block, value, work, &lwork, &info, 1, 1);
+    multiply(y, t, v, BLOCK, BLOCK, n, false, 0);
+    memcpy(v, y, all * sizeof *v);
+    free(y);
+    return info ? err_set(err, ERR_FORMAT, "the adapter's values are not finite") : 0;
+}
+
+/* A's rows: s^1/4 v^T out. */
+static int write_rows(const struct responder *r, const double *h, float *row, struct err *err)
+{
+    enum { TOLD = 10000 }; /* s that are smaller than the greatest by that are rounding */
+    size_t w = (size_t)r->width;
+    double value[BLOCK], *v = malloc(w * BLOCK * sizeof *v);
+    float *x = malloc(w * sizeof *x);
+    int rc = v && x ? main_directions(h, r->width, v, value, err)
+                    : err_nomem(err, w * BLOCK * sizeof *v);
+    for (int k = 0; k < RESPONSE_ROWS && rc == 0; k++) {
+        double s = sqrt(fmax(value[BLOCK - 1 - k], 0)), most = sqrt(fmax(value[BLOCK - 1], 0));
+        if (!(s > most / TOLD))
+            break;
+        for (size_t i = 0; i < w; i++)
+            x[i] = (float)(pow(s, .25) * v[(size_t)(BLOCK - 1 - k) * w + i]);
+        turn(row + (size_t)k * w, x, r->out, r->width);
+    }
+    free(v);
     free(x);
-    return 0;
+    return rc;
 }
 
 int responder_read(const struct responder *r, const struct adapter *a, struct response *out,
                    struct err *err)
 {
-    struct rows s = {.width = r->width};
+    struct rows s;
     size_t n = (size_t)RESPONSE_ROWS * (size_t)r->width;
     double x[STATES], sum = 0;
     memset(out, 0, sizeof *out);
-    s.v = malloc((size_t)ROOM * (size_t)r->width * sizeof *s.v);
     out->row = calloc(n, sizeof *out->row);
-    int rc = s.v && out->row ? gather(r, a, &s, err) : err_nomem(err, n * sizeof *s.v);
-    rc = rc < 0 ? rc : turn_all(&s, r->in, err);
-    rc = rc < 0 ? rc : condense(&s, RESPONSE_ROWS, .25, err);
-    rc = rc < 0 ? rc : turn_all(&s, r->out, err);
+    int rc = rows_open(&s, r, err);
+    if (rc == 0 && !out->row)
+        rc = err_nomem(err, n * sizeof *out->row);
+    rc = rc < 0 ? rc : gather(r, a, &s, err);
     if (rc == 0) {
-        memcpy(out->row, s.v, (size_t)s.n * (size_t)r->width * sizeof *s.v);
+        flush(&s);
+        rc = write_rows(r, s.h, out->row, err);
+    }
+    if (rc == 0) {
         answers(out, r->state, STATES, r->width, x);
         for (int i = 0; i < STATES; i++)
             sum += x[i];
         out->plain = sum / STATES;
         out->silent = !isfinite(out->plain);
     }
-    free(s.v);
+    rows_release(&s);
     return rc;
 }
 
