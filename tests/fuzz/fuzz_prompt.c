@@ -1,6 +1,7 @@
 /* Fuzzes the prompt parsers. The first byte chooses whether the rest is a text or picks the
  * pieces of one; the second, how many steps and how long the chunks are. What they give must
  * hold together. */
+#include "retrieve/concepts.h"
 #include "unet/prompt.h"
 
 #include <assert.h>
@@ -167,6 +168,21 @@ static void check_stages(const struct tokenizer *t, struct words *words, const c
     prompt_stages_release(&s);
 }
 
+/* Phrases stand in the text where they say, in order, apart. */
+static void check_concepts(const char *text)
+{
+    struct concept c[CONCEPTS_MOST];
+    size_t end = 0;
+    int n = concepts_split(text, c);
+    assert(n >= 0 && n <= CONCEPTS_MOST);
+    for (int i = 0; i < n; i++) {
+        assert(c[i].at >= end && c[i].n > 1 && strlen(c[i].text) == c[i].n);
+        assert(!memcmp(text + c[i].at, c[i].text, c[i].n));
+        end = c[i].at + c[i].n;
+    }
+    assert(end <= strlen(text));
+}
+
 static void check(const struct tokenizer *t, struct words *words, const char *text, int steps,
                   int length)
 {
@@ -174,6 +190,7 @@ static void check(const struct tokenizer *t, struct words *words, const char *te
     struct err err;
 
     check_spans(text);
+    check_concepts(text);
     check_stages(t, words, text, steps, length);
     if (prompt_read(&p, text, &err) < 0) {
         assert(!p.part && !p.adapter && *err.msg);
