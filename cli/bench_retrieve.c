@@ -2,6 +2,7 @@
 #include "bench.h"
 #include "shelf.h"
 
+#include "retrieve/algebra.h"
 #include "retrieve/index.h"
 #include "unet/file.h"
 #include "unet/rng.h"
@@ -75,15 +76,6 @@ static void figure(const struct bench *b, const char *name, double value, const 
 
 /* ---- vectors --------------------------------------------------------------------------------- */
 
-static void normalise(float *v, int dim)
-{
-    double sum = 0;
-    for (int i = 0; i < dim; i++)
-        sum += (double)v[i] * v[i];
-    for (int i = 0; i < dim; i++)
-        v[i] = (float)(v[i] / sqrt(sum));
-}
-
 /* The next one: near one of the centres, of length 1. */
 static void draw(struct bench *b, float *v)
 {
@@ -91,7 +83,7 @@ static void draw(struct bench *b, float *v)
     rng_normal(&b->rng, v, (size_t)b->dim);
     for (int i = 0; i < b->dim; i++)
         v[i] = c[i] + (float)(NOISE / sqrt(b->dim)) * v[i];
-    normalise(v, b->dim);
+    vector_unit(v, b->dim);
 }
 
 static int start(struct bench *b, struct err *err)
@@ -104,7 +96,7 @@ static int start(struct bench *b, struct err *err)
     rng_init(&b->rng, RNG_TORCH, 1);
     rng_normal(&b->rng, b->centre, CENTRES * dim);
     for (size_t i = 0; i < CENTRES; i++)
-        normalise(b->centre + i * dim, b->dim);
+        vector_unit(b->centre + i * dim, b->dim);
     for (size_t i = 0; i < QUERIES; i++)
         draw(b, b->query + i * dim);
     return 0;

@@ -1,6 +1,5 @@
 #include "concepts.h"
 
-#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
@@ -26,6 +25,11 @@ static bool is_in(const char *const *list, const char *word, size_t n)
         if (strlen(*list) == n && !strncasecmp(*list, word, n))
             return true;
     return false;
+}
+
+bool concepts_is_thing(const char *word, size_t n)
+{
+    return !is_in(between, word, n) && !is_in(in_front, word, n) && !is_in(nothing, word, n);
 }
 
 /* A phrase without what stands in front of it, unless nothing is left that is a thing. */

@@ -10,6 +10,7 @@
 #ifndef WEFT_CONCEPTS_H
 #define WEFT_CONCEPTS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 enum { CONCEPTS_MOST = 16 };
@@ -19,5 +20,7 @@ struct concept {
 };
 /* How many there are; those beyond CONCEPTS_MOST, and longer phrases than text holds, are left out. */
 int concepts_split(const char *prompt, struct concept out[CONCEPTS_MOST]);
+/* Whether a word may be a thing: not one that joins, says where, or stands in front. */
+bool concepts_is_thing(const char *word, size_t n);
 
 #endif

@@ -1,5 +1,7 @@
 #include "encoder.h"
 
+#include "algebra.h"
+
 #include "unet/config.h"
 #include "unet/file.h"
 
@@ -345,13 +347,9 @@ static void embed(const struct encoder *e, float *told, const double *norm, doub
 
 static int unit(float *v, int n, struct err *err)
 {
-    double sum = 0;
-    for (int i = 0; i < n; i++)
-        sum += (double)v[i] * v[i];
-    if (!(sum > 0) || !isfinite(sum))
+    double length = vector_unit(v, n);
+    if (!(length > 0) || !isfinite(length))
         return err_set(err, ERR_FORMAT, "the encoder makes nothing of it: its weights are damaged");
-    for (int i = 0; i < n; i++)
-        v[i] = (float)(v[i] / sqrt(sum));
     return 0;
 }
 

@@ -1,4 +1,6 @@
 #include "find.h"
+#include "algebra.h"
+#include "concepts.h"
 #include "encoder.h"
 #include "index.h"
 #include "learn.h"
@@ -383,7 +385,7 @@ static int ask(const struct finder *f, struct asked *q, const char *text, struct
         struct question *w = &q->word[q->n];
         struct err none;
         p += skip;
-        if (n >= LEAST_LETTERS && n < sizeof w->name) {
+        if (n >= LEAST_LETTERS && n < sizeof w->name && concepts_is_thing(p, n)) {
             snprintf(w->name, sizeof w->name, "%.*s", (int)n, p);
             if (question_make(f, w, w->name, &none) == 0)
                 q->n++;
@@ -433,14 +435,6 @@ static int score_one(struct finder *f, const struct asked *q, struct found *to, 
     return rc < 0 ? rc : 0;
 }
 
-static double product(const float *a, const float *b, int n)
-{
-    double s = 0;
-    for (int i = 0; i < n; i++)
-        s += (double)a[i] * b[i];
-    return s;
-}
-
 /* Those whose vectors are nearest to the text's. */
 static int nearest(struct finder *f, const char *text, const struct query *q, struct keys *k,
                    struct err *err)
@@ -462,7 +456,7 @@ static int nearest(struct finder *f, const char *text, const struct query *q, st
     }
     for (int i = 0; i < f->n_own && rc == 0; i++) {
         const struct repo_adapter a = {.key = f->own[i].key};
-        k->now = f->own[i].vector ? product(f->own[i].vector, v, dim) : (double)NAN;
+        k->now = f->own[i].vector ? vector_dot(f->own[i].vector, v, dim) : (double)NAN;
         rc = add_key(k, &a);
     }
     free(v);
@@ -556,7 +550,7 @@ static double answers_alike(const float *x, const float *y, int width)
     for (int p = 0; p < 3; p++)
         for (int i = 0; i < RESPONSE_ROWS; i++)
             for (int j = 0; j < RESPONSE_ROWS; j++) {
-                double d = product(of[p][0] + i * width, of[p][1] + j * width, width);
+                double d = vector_dot(of[p][0] + i * width, of[p][1] + j * width, width);
                 s[p] += d * d;
             }
     return s[0] / sqrt(s[1] * s[2]);
@@ -570,7 +564,7 @@ double finder_alike(struct finder *f, int64_t a, int64_t b)
     struct err none;
     double s = NAN;
     if (x && compared(f, a, x, &none) == 0 && compared(f, b, x + n, &none) == 0)
-        s = f->enc ? product(x, x + n, f->enc->dim) : answers_alike(x, x + n, f->width);
+        s = f->enc ? vector_dot(x, x + n, f->enc->dim) : answers_alike(x, x + n, f->width);
     free(x);
     return s;
 }

@@ -1,4 +1,6 @@
 #include "learn.h"
+
+#include "algebra.h"
 #include "ridge.h"
 
 #include "unet/hash.h"
@@ -35,16 +37,6 @@ static size_t row_count(int width)
 
 /* ---- texts and kernels ----------------------------------------------------------------------- */
 
-static double unit(float *v, int n)
-{
-    double s = 0;
-    for (int i = 0; i < n; i++)
-        s += (double)v[i] * v[i];
-    for (int i = 0; i < n; i++)
-        v[i] = s > 0 ? (float)(v[i] / sqrt(s)) : 0;
-    return sqrt(s);
-}
-
 /* out [width], of length 1. */
 static int meaning(const struct responder *re, const struct query *q, float *out, struct err *err)
 {
@@ -55,7 +47,7 @@ static int meaning(const struct responder *re, const struct query *q, float *out
     for (int i = 0; i < q->n * width; i++)
         x[i % width] += q->state[i] / (float)q->n;
     responder_even(re, out, x);
-    unit(out, width);
+    vector_unit(out, width);
     free(x);
     return 0;
 }
@@ -301,14 +293,12 @@ static int measure(const struct class *c, float *said, struct lesson *l, struct 
         return err_nomem(err, 4 * n * sizeof *x);
     double *answer = x, *learnt = x + n, *name = x + 2 * n, *both = x + 3 * n;
     for (size_t i = 0; i < n; i++)
-        unit(said + i * (size_t)width, width);
+        vector_unit(said + i * (size_t)width, width);
     for (int i = 0; i < c->n && rc == 0; i++) {
         rc = all_answers(c, i, answer, err);
         for (size_t j = 0; j < n && rc == 0; j++) {
-            learnt[j] = 0;
-            for (int k = 0; k < width; k++)
-                learnt[j] += (double)said[j * (size_t)width + (size_t)k] *
-                             c->text[(size_t)i * (size_t)width + (size_t)k];
+            learnt[j] =
+                vector_dot(said + j * (size_t)width, c->text + (size_t)i * (size_t)width, width);
             name[j] = in_name(c->at[i].text, c->at[j].name);
         }
         learnt_join(both, answer, learnt, c->n);
@@ -522,7 +512,7 @@ int learnt_read(const struct learnt *l, const struct response *a, float *out, st
         for (size_t i = 0; i < n; i++)
             k[i] = alike(own, norm, l->rows + i * rows, l->norm[i], l->width);
         ridge_apply(&l->g, k, out);
-        unit(out, l->width);
+        vector_unit(out, l->width);
     }
     free(own);
     free(k);
@@ -535,6 +525,6 @@ int learnt_ask(const struct learnt *l, const struct query *q, float *out, struct
     for (int i = 0; i < l->width && rc == 0; i++)
         out[i] -= l->mean[i];
     if (rc == 0)
-        unit(out, l->width);
+        vector_unit(out, l->width);
     return rc;
 }

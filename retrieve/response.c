@@ -1,5 +1,7 @@
 #include "response.h"
 
+#include "algebra.h"
+
 #include "unet/rng.h"
 
 #include <math.h>
@@ -9,17 +11,8 @@
 
 enum { NEUTRAL = 200, HAND = 20, LONGEST = 32, STATES = 256 };
 
-/* LAPACK: eigenvalues of a symmetric matrix, rising, and its eigenvectors in place, a column each. */
-void dsyev_(const char *job, const char *half, const int *n, double *a, const int *lda, double *w,
-            double *work, const int *lwork, int *info, size_t job_len, size_t half_len);
-
-/* BLAS: c = alpha a b + beta c, by columns. */
-void dgemm_(const char *ta, const char *tb, const int *m, const int *n, const int *k,
-            const double *alpha, const double *a, const int *lda, const double *b, const int *ldb,
-            const double *beta, double *c, const int *ldc, size_t ta_len, size_t tb_len);
-
 /* What neutral texts tell of a model, as it is kept: mean [width], in and out [width, width], which are C^1/4 and
- * C^-1/4, and some of the states, less the mean, times out. */
+ * C^-1/4, and some of the states, less the mean. */
 struct responder {
     const struct model *m;
     int width, n_site;
@@ -218,21 +211,20 @@ static void covariance(const struct query *all, const float *mean, int width, do
 }
 
 /* to = V diag(value^power) V^T; eigenvector k lies in row k of v. */
-static void power(float *to, const double *v, const double *value, double p, int width)
+static int power(float *to, const double *v, const double *value, double p, int width,
+                 struct err *err)
 {
-    size_t w = (size_t)width;
-    double *row = calloc(w, sizeof *row);
-    for (size_t i = 0; row && i < w; i++) {
-        memset(row, 0, w * sizeof *row);
-        for (size_t k = 0; k < w; k++) {
-            double s = v[k * w + i] * pow(value[k], p);
-            for (size_t j = 0; j < w; j++)
-                row[j] += s * v[k * w + j];
-        }
-        for (size_t j = 0; j < w; j++)
-            to[i * w + j] = (float)row[j];
-    }
-    free(row);
+    size_t n = (size_t)width * (size_t)width;
+    double *scaled = calloc(2 * n, sizeof *scaled), *made = scaled + n;
+    if (!scaled)
+        return err_nomem(err, 2 * n * sizeof *scaled);
+    for (size_t i = 0; i < n; i++)
+        scaled[i] = v[i] * pow(value[i / (size_t)width], p);
+    multiply(made, scaled, v, width, width, width, true, 0);
+    for (size_t i = 0; i < n; i++)
+        to[i] = (float)made[i];
+    free(scaled);
+    return 0;
 }
 
 /* to = v m, m [width, width] */
@@ -245,42 +237,35 @@ static void turn(float *to, const float *v, const float *m, int width)
             to[j] += v[i] * m[i * w + j];
 }
 
+/* C^1/4, C^-1/4 and the states that are kept. A LEAST-th of the mean more on all values, since few texts leave many
+ * directions out. */
 static int whiten(struct responder *r, const struct query *all, struct err *err)
 {
-    enum {
-        LEAST = 10
-    }; /* a value counts a LEAST-th of the mean more: few texts, many directions */
-    int n = r->width, lwork = 8 * n, info = 0;
+    enum { LEAST = 10 };
+    int n = r->width;
     size_t w = (size_t)n;
     double *c = malloc((w * w + w) * sizeof *c), *value = malloc(w * sizeof *value), mean = 0;
-    double *work = malloc((size_t)lwork * sizeof *work);
-    float *x = malloc(w * sizeof *x);
-    int rc = c && value && work && x ? 0 : err_nomem(err, w * w * sizeof *c);
+    int rc = c && value ? 0 : err_nomem(err, w * w * sizeof *c);
     if (rc == 0) {
         covariance(all, r->mean, n, c);
-        dsyev_("V", "L", &n, c, &n, value, work, &lwork, &info, 1, 1);
-        for (int i = 0; i < n; i++)
-            mean += value[i] / n;
-        if (info || !(mean > 0))
-            rc = err_set(err, ERR_FORMAT,
-                         "the text encoder makes the same of all texts: its "
-                         "weights are damaged");
+        rc = eigen(c, n, value, err);
     }
-    if (rc == 0) {
-        for (int i = 0; i < n; i++)
-            value[i] = fmax(value[i], 0) + mean / LEAST;
-        power(r->in, c, value, .25, n);
-        power(r->out, c, value, -.25, n);
-        for (int k = 0; k < STATES; k++) { /* from all over the texts */
-            const float *h = all->state + (size_t)(k * all->n / STATES) * w;
-            for (size_t i = 0; i < w; i++)
-                r->state[(size_t)k * w + i] = h[i] - r->mean[i];
-        }
+    for (int i = 0; i < n && rc == 0; i++)
+        mean += value[i] / n;
+    if (rc == 0 && !(mean > 0))
+        rc = err_set(err, ERR_FORMAT,
+                     "the text encoder makes the same of all texts: its weights are damaged");
+    for (int i = 0; i < n && rc == 0; i++)
+        value[i] = fmax(value[i], 0) + mean / LEAST;
+    rc = rc < 0 ? rc : power(r->in, c, value, .25, n, err);
+    rc = rc < 0 ? rc : power(r->out, c, value, -.25, n, err);
+    for (int k = 0; k < STATES && rc == 0; k++) { /* from all over the texts */
+        const float *h = all->state + (size_t)(k * all->n / STATES) * w;
+        for (size_t i = 0; i < w; i++)
+            r->state[(size_t)k * w + i] = h[i] - r->mean[i];
     }
     free(c);
     free(value);
-    free(work);
-    free(x);
     return rc;
 }
 
@@ -416,16 +401,6 @@ static int rows_open(struct rows *s, const struct responder *r, struct err *err)
     return 0;
 }
 
-/* c [n, m] = a b + beta c, by rows; a is [n, k], or across: [k, n] and taken so. */
-static void multiply(double *c, const double *a, const double *b, int n, int k, int m, bool across,
-                     double beta)
-{
-    const double one = 1;
-    if (n && m && k)
-        dgemm_("N", across ? "T" : "N", &m, &n, &k, &one, b, &m, a, across ? &n : &k, &beta, c, &m,
-               1, 1);
-}
-
 static void flush(struct rows *s)
 {
     multiply(s->turned, s->v, s->in, s->n, s->width, s->width, false, 0);
@@ -468,23 +443,22 @@ static int add_product(struct rows *s, const struct bound *b, const char *site, 
                        struct err *err)
 {
     struct matrix m = {0};
-    int rc = matrix_load(&m, &b->d, site, err), r = m.f[0].rank, lwork = 8 * r, info = 0;
+    int rc = matrix_load(&m, &b->d, site, err), r = m.f[0].rank;
     size_t n = (size_t)r, w = (size_t)s->width, tall = (size_t)m.rows;
-    double *up = malloc((tall * n + 2 * n * n + n + n * w + 8 * n) * sizeof *up);
+    double *up = malloc((tall * n + 2 * n * n + n + n * w) * sizeof *up);
     if (rc == 0 && !up)
         rc = err_nomem(err, (tall + w) * n * sizeof *up);
     if (rc == 0) {
-        double *v = up + tall * n, *value = v + n * n, *down = value + n, *work = down + n * w,
-               *root = work + 8 * n;
+        double *v = up + tall * n, *value = v + n * n, *down = value + n, *root = down + n * w;
         for (size_t i = 0; i < tall * n; i++)
             up[i] = m.f[0].a[i];
         for (size_t i = 0; i < n * w; i++)
             down[i] = m.f[0].b[i];
         multiply(v, up, up, r, m.rows, r, true, 0);
-        dsyev_("V", "L", &r, v, &r, value, work, &lwork, &info, 1, 1);
-        for (size_t i = 0; i < n * n; i++)
+        rc = eigen(v, r, value, err);
+        for (size_t i = 0; i < n * n && rc == 0; i++)
             root[i] = v[i] * sqrt(fmax(value[i / n], 0)) * m.scale * b->factor * weight;
-        for (int i = 0; i < r; i += ROOM) {
+        for (int i = 0; i < r && rc == 0; i += ROOM) {
             int some = r - i < ROOM ? r - i : ROOM;
             if (s->n + some > ROOM)
                 flush(s);
@@ -492,8 +466,6 @@ static int add_product(struct rows *s, const struct bound *b, const char *site, 
                      0);
             s->n += some;
         }
-        if (info)
-            rc = err_set(err, ERR_FORMAT, "%s: its values are not finite", site);
     }
     free(up);
     matrix_release(&m);
@@ -591,11 +563,9 @@ static void square_up(double *v, int n)
  * rising, v [BLOCK, n]. */
 static int main_directions(const double *h, int n, double *v, double *value, struct err *err)
 {
-    const int block = BLOCK, lwork = 8 * BLOCK;
     size_t all = (size_t)n * BLOCK;
-    double t[BLOCK * BLOCK], work[8 * BLOCK], *y = malloc(all * sizeof *y);
+    double t[BLOCK * BLOCK], *y = malloc(all * sizeof *y);
     struct rng r;
-    int info = 0;
     if (!y)
         return err_nomem(err, all * sizeof *y);
     rng_init(&r, RNG_TORCH, 0); /* the same for all */
@@ -611,11 +581,11 @@ static int main_directions(const double *h, int n, double *v, double *value, str
     for (size_t i = 0; i < BLOCK; i++)
         for (size_t j = 0; j < BLOCK; j++)
             t[i * BLOCK + j] = dot(v + i * (size_t)n, y + j * (size_t)n, n);
-    dsyev_("V", "L", &block, t, &block, value, work, &lwork, &info, 1, 1);
+    int rc = eigen(t, BLOCK, value, err);
     multiply(y, t, v, BLOCK, BLOCK, n, false, 0);
     memcpy(v, y, all * sizeof *v);
     free(y);
-    return info ? err_set(err, ERR_FORMAT, "the adapter's values are not finite") : 0;
+    return rc;
 }
 
 /* A's rows: s^1/4 v^T out. */

@@ -1,13 +1,11 @@
 #include "ridge.h"
 
+#include "algebra.h"
+
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* LAPACK: eigenvalues of a symmetric matrix, rising, and its eigenvectors in place, a column each. */
-void dsyev_(const char *job, const char *half, const int *n, double *a, const int *lda, double *w,
-            double *work, const int *lwork, int *info, size_t job_len, size_t half_len);
 
 /* Examples turned into the eigenvectors of K: K = Q diag(value) Q^T. */
 struct fit {
@@ -21,17 +19,9 @@ struct fit {
 
 static int decompose(struct fit *f, struct err *err)
 {
-    int n = (int)f->n, lwork = 8 * n, info = 0;
-    double *work = malloc((size_t)lwork * sizeof *work);
-    if (!work)
-        return err_nomem(err, (size_t)lwork * sizeof *work);
-    for (size_t i = 0; i < f->n * f->n; i++)
-        info = info || !isfinite(f->q[i]);
-    if (!info)
-        dsyev_("V", "L", &n, f->q, &n, f->value, work, &lwork, &info, 1, 1);
-    free(work);
-    if (info)
-        return err_set(err, ERR_FORMAT, "what is known of the adapters is not finite");
+    int rc = eigen(f->q, (int)f->n, f->value, err);
+    if (rc < 0)
+        return rc;
     for (size_t k = 0; k < f->n; k++) {
         f->value[k] = fmax(f->value[k], 0);
         for (size_t i = 0; i < f->n; i++)
