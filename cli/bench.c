@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -20,6 +21,32 @@ struct bench {
     struct device *dev;
     double ceiling; /* FLOP/s */
 };
+
+int bench_parse(const struct option *o, int argc, char **argv, struct err *err)
+{
+    const char **rest = calloc((size_t)argc + 1, sizeof *rest);
+    int n = 0, rc = rest ? options_parse(o, argc, argv, rest, &n, err) : err_nomem(err, 64);
+    if (rc == 0 && n)
+        rc = err_set(err, ERR_ARG, "'%.60s' is no option of bench %s", rest[0], argv[0]);
+    free(rest);
+    return rc;
+}
+
+void bench_help(const char *about, const struct option *o)
+{
+    printf("\n%s\n", about);
+    options_help(o);
+}
+
+int bench_folder_make(struct bench_folder *f, const char *dir, struct err *err)
+{
+    snprintf(f->root, sizeof f->root, "%.250s/weft-bench-XXXXXX", dir);
+    if (!mkdtemp(f->root))
+        return err_set(err, ERR_IO, "%s: no temporary folder can be made", f->root);
+    snprintf(f->home, sizeof f->home, "%s/home", f->root);
+    snprintf(f->files, sizeof f->files, "%s/files", f->root);
+    return mkdir(f->files, 0777) < 0 ? err_set(err, ERR_IO, "%s: cannot be made", f->files) : 0;
+}
 
 void bench_figure(bool json, const char *name, double value, const char *unit)
 {

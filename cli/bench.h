@@ -6,6 +6,18 @@
 
 #include <stdbool.h>
 
+struct option;
+/* A part's own options; argv[0] is its name. */
+int bench_parse(const struct option *o, int argc, char **argv, struct err *err);
+/* Its paragraph of the help. */
+void bench_help(const char *about, const struct option *o);
+
+/* A folder of its own below dir, with places for a repository and for files. */
+struct bench_folder {
+    char root[300], home[400], files[400];
+};
+int bench_folder_make(struct bench_folder *f, const char *dir, struct err *err);
+
 /* One line: a table's, or with json an object of name, value, unit. */
 void bench_figure(bool json, const char *name, double value, const char *unit);
 /* The config of SD 1.5's UNet, with a %d for the width of its texts. */

@@ -48,9 +48,10 @@ void bench_compose_help(void)
     struct bench b;
     struct option o[MAX_OPTIONS];
     make_options(o, &b);
-    puts("\nweft bench compose measures strategies, with adapters of rank 16 on every attention "
-         "layer:");
-    options_help(o);
+    bench_help(
+        "weft bench compose measures strategies, with adapters of rank 16 on every attention "
+        "layer:",
+        o);
 }
 
 /* ---- a model and adapters -------------------------------------------------------------------- */
@@ -322,13 +323,9 @@ int bench_compose(int argc, char **argv)
     struct option o[MAX_OPTIONS];
     struct cell bare = {0};
     struct err err;
-    const char **rest = calloc((size_t)argc + 1, sizeof *rest);
-    int n = 0;
 
     make_options(o, &b);
-    int rc = rest ? options_parse(o, argc, argv, rest, &n, &err) : err_nomem(&err, 64);
-    if (rc == 0 && n)
-        rc = err_set(&err, ERR_ARG, "'%.60s' is no option of bench compose", rest[0]);
+    int rc = bench_parse(o, argc, argv, &err);
     b.on = b.sd15 ? "SD 1.5 UNet" : "demo UNet";
     b.steps = b.sd15 ? 2 : 20;
     rc = rc < 0 ? rc : open_all(&b, &err);
@@ -338,6 +335,5 @@ int bench_compose(int argc, char **argv)
     rc = rc < 0 ? rc : bench_branches(&b, &bare, &err);
     rc = rc < 0 ? rc : bench_strategies(&b, &bare, &err);
     close_all(&b);
-    free(rest);
     return rc < 0 ? cli_fail(&err) : EXIT_DONE;
 }

@@ -32,7 +32,8 @@ struct bench {
     const char *dir, *kind;
     int rows, adapters, dim;
     bool json, keep;
-    char root[300], home[400], files[400], file[500];
+    struct bench_folder in;
+    char file[500];
     float *centre; /* [CENTRES, dim] */
     float *query;  /* [QUERIES, dim] */
     struct rng rng;
@@ -65,8 +66,7 @@ void bench_retrieve_help(void)
     struct bench b;
     struct option o[MAX_OPTIONS];
     make_options(o, &b);
-    puts("\nweft bench retrieve measures the index of embeddings:");
-    options_help(o);
+    bench_help("weft bench retrieve measures the index of embeddings:", o);
 }
 
 static void figure(const struct bench *b, const char *name, double value, const char *unit)
@@ -111,12 +111,12 @@ static int add_hash(void *user, const struct repo_adapter *a)
 /* Files without copies, and gone once they are in: only rows are needed. */
 static int add_adapters(struct bench *b, struct texts *hashes, struct err *err)
 {
-    const char *dir = b->files;
+    const char *dir = b->in.files;
     struct repo_sum sum;
-    int rc = bench_make_files(b->files, 0, b->adapters, err);
+    int rc = bench_make_files(b->in.files, 0, b->adapters, err);
     rc = rc < 0 ? rc : repo_add(b->r, &dir, 1, &(struct repo_add){.copy = false}, &sum, err);
     rc = rc < 0 ? rc : repo_list(b->r, &(struct repo_filter){.tag = NULL}, add_hash, hashes, err);
-    bench_remove_tree(b->files);
+    bench_remove_tree(b->in.files);
     return rc;
 }
 
@@ -149,7 +149,7 @@ static int fill(struct bench *b, struct err *err)
 {
     struct texts hashes = {0};
     int rc = start(b, err);
-    rc = rc < 0 ? rc : repo_open(&b->r, b->home, REPO_WRITE, err);
+    rc = rc < 0 ? rc : repo_open(&b->r, b->in.home, REPO_WRITE, err);
     double t = cli_now();
     rc = rc < 0 ? rc : add_adapters(b, &hashes, err);
     double added = cli_now();
@@ -215,7 +215,7 @@ static int bench_build(struct bench *b, struct err *err)
 {
     struct index *x = NULL;
     struct stat st;
-    int rc = repo_open(&b->r, b->home, REPO_WRITE, err);
+    int rc = repo_open(&b->r, b->in.home, REPO_WRITE, err);
     double before = memory("VmRSS:");
     reset_peak();
     double t = cli_now();
@@ -310,7 +310,7 @@ static int bench_warm(struct bench *b, struct err *err)
     int64_t id[K];
     float score[K];
     int n;
-    int rc = repo_open(&b->r, b->home, REPO_WRITE, err);
+    int rc = repo_open(&b->r, b->in.home, REPO_WRITE, err);
     double before = memory("VmRSS:");
     rc = rc < 0 ? rc : open_index(b, b->r, &x, err);
     if (rc == 0)
@@ -346,7 +346,7 @@ static int search_once(struct bench *b, const float *query, double t[4], int *fo
     float score[K];
     int n = 0;
     double at[5] = {cli_now()};
-    int rc = repo_open(&b->r, b->home, REPO_WRITE, err);
+    int rc = repo_open(&b->r, b->in.home, REPO_WRITE, err);
     at[1] = cli_now();
     rc = rc < 0 ? rc : open_index(b, b->r, &x, err);
     at[2] = cli_now();
@@ -402,32 +402,23 @@ int bench_retrieve(int argc, char **argv)
     struct bench b = {.rows = USUAL, .adapters = -1, .dim = 128, .dir = "/tmp"};
     struct option o[MAX_OPTIONS];
     struct err err;
-    const char **rest = calloc((size_t)argc + 1, sizeof *rest);
-    int n = 0;
 
     make_options(o, &b);
-    int rc = rest ? options_parse(o, argc, argv, rest, &n, &err) : err_nomem(&err, 64);
-    if (rc == 0 && n)
-        rc = err_set(&err, ERR_ARG, "'%.60s' is no option of bench retrieve", rest[0]);
-    free(rest);
+    int rc = bench_parse(o, argc, argv, &err);
     if (rc < 0)
         return cli_fail(&err);
     if (b.adapters < 0)
         b.adapters = b.rows < USUAL ? b.rows : USUAL;
-    snprintf(b.root, sizeof b.root, "%.250s/weft-bench-XXXXXX", b.dir);
-    if (!mkdtemp(b.root)) {
-        err_set(&err, ERR_IO, "%s: no temporary folder can be made", b.root);
+    rc = bench_folder_make(&b.in, b.dir, &err);
+    if (rc < 0)
         return cli_fail(&err);
-    }
-    snprintf(b.home, sizeof b.home, "%s/home", b.root);
-    snprintf(b.files, sizeof b.files, "%s/files", b.root);
-    snprintf(b.file, sizeof b.file, "%s/index/" ENCODER ".faiss", b.home);
+    snprintf(b.file, sizeof b.file, "%s/index/" ENCODER ".faiss", b.in.home);
     rc = bench_all(&b, &err);
     repo_close(b.r);
     if (b.keep && !b.json)
-        printf("kept: %s\n", b.home);
+        printf("kept: %s\n", b.in.home);
     else if (!b.keep)
-        bench_remove_tree(b.root);
+        bench_remove_tree(b.in.root);
     free(b.centre);
     free(b.query);
     return rc < 0 ? cli_fail(&err) : EXIT_DONE;

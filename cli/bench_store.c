@@ -16,7 +16,7 @@
 
 struct bench {
     const char *make, *dir;
-    char root[300], home[400], files[400];
+    struct bench_folder in;
     int rows, at; /* files made so far */
     bool json;
 };
@@ -49,8 +49,7 @@ void bench_store_help(void)
     struct bench b;
     struct option o[MAX_OPTIONS];
     make_options(o, &b);
-    puts("\nweft bench store measures the repository:");
-    options_help(o);
+    bench_help("weft bench store measures the repository:", o);
 }
 
 static void figure(const struct bench *b, const char *name, double value, const char *unit)
@@ -135,7 +134,7 @@ static double run_weft(const struct bench *b, const char *const *arg)
         n++;
     }
     argv[n++] = "--home";
-    argv[n] = b->home;
+    argv[n] = b->in.home;
     double t = cli_now();
     pid_t pid = fork();
     if (pid == 0) {
@@ -154,7 +153,7 @@ static double run_weft(const struct bench *b, const char *const *arg)
 static int bench_add(struct bench *b, int n, bool copy, struct err *err)
 {
     char dir[500], name[60];
-    snprintf(dir, sizeof dir, "%s/%d", b->files, b->at);
+    snprintf(dir, sizeof dir, "%s/%d", b->in.files, b->at);
     snprintf(name, sizeof name, "add%s, with %d in", copy ? " --copy" : "", b->at);
     int rc = bench_make_files(dir, b->at, n, err);
     if (rc < 0)
@@ -191,7 +190,7 @@ static int a_prefix(const struct bench *b, char out[11], struct err *err)
 {
     struct repo *r = NULL;
     struct repo_adapter a;
-    int rc = repo_open(&r, b->home, REPO_READ, err);
+    int rc = repo_open(&r, b->in.home, REPO_READ, err);
     rc = rc < 0 ? rc : repo_need(r, ONE, &a, err);
     if (rc == 0) {
         snprintf(out, 11, "%s", a.file_sha256);
@@ -254,27 +253,17 @@ int bench_store(int argc, char **argv)
     struct bench b = {.rows = USUAL, .dir = "/tmp"};
     struct option o[MAX_OPTIONS];
     struct err err;
-    const char **rest = calloc((size_t)argc + 1, sizeof *rest);
-    int n = 0;
 
     make_options(o, &b);
-    int rc = rest ? options_parse(o, argc, argv, rest, &n, &err) : err_nomem(&err, 64);
-    if (rc == 0 && n)
-        rc = err_set(&err, ERR_ARG, "'%.60s' is no option of bench store", rest[0]);
-    free(rest);
+    int rc = bench_parse(o, argc, argv, &err);
     if (rc == 0 && b.make)
         rc = bench_make_files(b.make, 0, b.rows, &err);
     if (rc < 0 || b.make)
         return rc < 0 ? cli_fail(&err) : EXIT_DONE;
-    snprintf(b.root, sizeof b.root, "%.250s/weft-bench-XXXXXX", b.dir);
-    if (!mkdtemp(b.root)) {
-        err_set(&err, ERR_IO, "%s: no temporary folder can be made", b.root);
+    rc = bench_folder_make(&b.in, b.dir, &err);
+    if (rc < 0)
         return cli_fail(&err);
-    }
-    snprintf(b.home, sizeof b.home, "%s/home", b.root);
-    snprintf(b.files, sizeof b.files, "%s/files", b.root);
-    mkdir(b.files, 0777);
     rc = bench_all(&b, &err);
-    bench_remove_tree(b.root);
+    bench_remove_tree(b.in.root);
     return rc < 0 ? cli_fail(&err) : EXIT_DONE;
 }
