@@ -215,9 +215,10 @@ static int power(float *to, const double *v, const double *value, double p, int 
                  struct err *err)
 {
     size_t n = (size_t)width * (size_t)width;
-    double *scaled = calloc(2 * n, sizeof *scaled), *made = scaled + n;
+    double *scaled = calloc(2 * n, sizeof *scaled);
     if (!scaled)
         return err_nomem(err, 2 * n * sizeof *scaled);
+    double *made = scaled + n;
     for (size_t i = 0; i < n; i++)
         scaled[i] = v[i] * pow(value[i / (size_t)width], p);
     multiply(made, scaled, v, width, width, width, true, 0);
