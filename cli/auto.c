@@ -9,7 +9,6 @@
 #include <string.h>
 
 #define MOST   3   /* adapters, where no number is given */
-#define LIKELY .5  /* least likelihood */
 #define ANSWER .45 /* least answer, where there is none */
 #define SAME   .9  /* cosine from which on two do the same */
 
@@ -32,17 +31,30 @@ static bool taken(const struct making *m, struct finder *f, int64_t key)
     return false;
 }
 
+/* The score of one of the list; where scores are likelihoods, with those that do the same. */
+static double worth(struct finder *f, const struct found *list, int n, int at)
+{
+    enum { NEAR = 8 };
+    double score = list[at].score;
+    for (int i = at + 1; !isnan(finder_least(f)) && i < n && i <= at + NEAR; i++)
+        if (finder_alike(f, list[at].key, list[i].key) > SAME)
+            score += list[i].score;
+    return score;
+}
+
 static int pick(struct making *m, struct finder *f, const struct concept *c,
                 const struct found *list, int n, struct err *err)
 {
-    double least = finder_is_calibrated(f) ? LIKELY : ANSWER;
+    double least = finder_least(f);
     int best = 0;
-    while (best < n && list[best].score >= least && taken(m, f, list[best].key))
+    least = isnan(least) ? ANSWER : least;
+    while (best < n && list[best].score > 0 && taken(m, f, list[best].key))
         best++;
-    if (best == n || list[best].score < least) {
+    double score = best < n ? worth(f, list, n, best) : 0;
+    if (score < least) {
         if (m->verbose)
-            fprintf(stderr, "%s: nothing fits (best %.2f, %.2f is asked for)\n", c->text,
-                    n ? list[0].score : 0, least);
+            fprintf(stderr, "%s: nothing fits (best %.2f, %.2f is asked for)\n", c->text, score,
+                    least);
         return 0;
     }
     struct auto_pick *more = realloc(m->pick, ((size_t)m->n_pick + 1) * sizeof *more);
@@ -58,7 +70,7 @@ static int pick(struct making *m, struct finder *f, const struct concept *c,
                             .key = a.key,
                             .at = c->at,
                             .n = c->n,
-                            .score = list[best].score,
+                            .score = score,
                             .next = best + 1 < n ? list[best + 1].score : 0};
     snprintf(p->phrase, sizeof p->phrase, "%s", c->text);
     repo_adapter_release(&a);
@@ -139,19 +151,16 @@ static int propose(const struct making *m, struct err *err)
 
 int auto_choose(struct making *m, struct err *err)
 {
-    char *retriever = cli_asset("retriever"), *scorer = cli_asset("scorer");
     struct finder *f = NULL;
     auto_release(m);
     int rc = m->repo ? 0
                      : err_set(err, ERR_ARG,
                                "--auto chooses from the repository, and there is none; weft add "
                                "makes one");
-    rc = rc < 0 ? rc : finder_open(&f, m->repo, m->model, retriever, scorer, err);
+    rc = rc < 0 ? rc : making_finder(m, &f, err);
     rc = rc < 0 ? rc : pick_all(m, f, m->choose > 0 ? m->choose : MOST, err);
-    bool sure = rc == 0 && finder_is_calibrated(f);
+    bool sure = rc == 0 && !isnan(finder_least(f));
     finder_close(f);
-    free(retriever);
-    free(scorer);
     if (rc == 0 && m->n_pick && !sure && !m->yes)
         return propose(m, err);
     if (rc == 0 && !m->n_pick)

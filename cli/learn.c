@@ -51,6 +51,8 @@ static void tell(const struct learn *c, const struct lesson *l)
     tell_one(c, "weights and what was learnt", &l->together);
     tell_one(c, "what was learnt alone", &l->learnt);
     tell_one(c, "weights alone", &l->answers);
+    if (l->has_encoder)
+        tell_one(c, "the encoder that came with it", &l->encoder);
     tell_one(c, "words in names", &l->names);
     tell_one(c, "chance", &l->chance);
     if (c->s.json)
@@ -63,11 +65,9 @@ static void tell(const struct learn *c, const struct lesson *l)
 static int learn(struct learn *c, struct finder *f, struct err *err)
 {
     struct lesson l;
-    int unread;
     progress_start(&c->s.bar);
-    int rc = finder_read(f, shelf_progress, &c->s, &unread, err);
+    int rc = finder_learn(f, shelf_progress, &c->s, &l, err);
     progress_end(&c->s.bar);
-    rc = rc < 0 ? rc : finder_learn(f, &l, err);
     if (rc == 0)
         tell(c, &l);
     return rc;
@@ -90,7 +90,7 @@ static int run(const struct command *self, int argc, char **argv)
     if (rc == 0 && c.forget) {
         rc = repo_set_learnt(c.s.r, c.m.model->fingerprint, NULL, NULL, 0, &err);
     } else if (rc == 0) {
-        rc = finder_open(&f, c.s.r, c.m.model, NULL, NULL, &err);
+        rc = making_finder(&c.m, &f, &err);
         rc = rc < 0 ? rc : learn(&c, f, &err);
         finder_close(f);
     }

@@ -4,6 +4,7 @@
 
 #include "compose/compose.h"
 #include "compose/relevance.h"
+#include "retrieve/find.h"
 #include "store/format.h"
 #include "unet/file.h"
 
@@ -472,4 +473,13 @@ void making_release(struct making *m)
     model_close(m->model);
     device_close(m->dev);
     repo_close(m->repo);
+}
+
+int making_finder(const struct making *m, struct finder **f, struct err *err)
+{
+    char *retriever = cli_asset("retriever"), *scorer = cli_asset("scorer");
+    int rc = finder_open(f, m->repo, m->model, retriever, scorer, err);
+    free(retriever);
+    free(scorer);
+    return rc;
 }

@@ -93,4 +93,9 @@ int making_write(const struct making *m, const char *path, const struct image *i
 void making_forget(struct making *m);
 void making_release(struct making *m);
 
+/* What finds adapters of m->repo by their weights (retrieve/find.h), for m->model; both are there, and stay until
+ * finder_close. */
+struct finder;
+int making_finder(const struct making *m, struct finder **f, struct err *err);
+
 #endif

@@ -23,7 +23,8 @@ struct search {
     const char *where;
     int limit;
     bool weights_only, words_only;
-    bool likely; /* scores by weights are likelihoods */
+    bool likely;      /* scores by weights are likelihoods */
+    struct finder *f; /* NULL: by words alone */
 
     char *text; /* the query; owned */
     struct hit *words;
@@ -97,47 +98,48 @@ static int look_at_weights(struct search *c, struct err *err)
         err_clear(err);
         return 0;
     }
-    char *retriever = cli_asset("retriever"), *scorer = cli_asset("scorer");
-    rc = rc < 0 ? rc : finder_open(&f, c->s.r, c->m.model, retriever, scorer, err);
+    rc = rc < 0 ? rc : making_finder(&c->m, &f, err);
     progress_start(&c->s.bar);
     rc = rc < 0 ? rc : finder_read(f, shelf_progress, &c->s, &unread, err);
     progress_end(&c->s.bar);
     rc = rc < 0 ? rc : finder_ask(f, c->text, &c->weights, &c->n_weights, err);
-    c->likely = rc == 0 && finder_is_calibrated(f);
+    c->likely = rc == 0 && !isnan(finder_least(f));
     for (int i = 0; i < c->n_weights && rc == 0; i++)
         if (c->likely || c->weights[i].score > 0)
             c->weights[n++] = c->weights[i];
     c->n_weights = n;
-    finder_close(f);
-    free(retriever);
-    free(scorer);
+    c->f = f;
     return rc;
 }
 
 /* ---- what is told ---------------------------------------------------------------------------- */
 
-static void tell(struct search *c, const struct repo_adapter *a, double score)
+static int tell(struct search *c, const struct repo_adapter *a, double score, struct err *err)
 {
     const struct found *w = found_weights(c, a->key);
     const char *words = found_words(c, a->key);
-    char why[500];
+    char why[600], where[200] = "";
+    int rc = w && c->f ? finder_where(c->f, a->key, *w->word ? w->word : c->text, where,
+                                      sizeof where, err)
+                       : 0;
     snprintf(why, sizeof why, "%.300s", words ? words : "");
     if (w && c->likely)
         snprintf(why + strlen(why), sizeof why - strlen(why), "%s%.0f %% likely by its weights; ",
                  words ? "; " : "", 100 * w->score);
     if (w)
         snprintf(why + strlen(why), sizeof why - strlen(why),
-                 "%sthey answer %.1f times as loudly as to other texts%s%s",
+                 "%sthey answer %.1f times as loudly as to other texts%s%s%s%s",
                  words && !c->likely ? "; " : "", exp(w->answer), *w->word ? ", most to " : "",
-                 w->word);
+                 w->word, *where ? ", in " : "", where);
     c->shown++;
     if (c->s.json) {
         json_line(json_pack("{s:o, s:o, s:f, s:o}", "name", json_text(a->name), "id",
                             json_text(a->id), "score", score, "why", json_text(why)));
-        return;
+        return rc;
     }
     adapter_line(a);
     printf("    %s%s%s\n", colour("dim"), shown(why), colour(""));
+    return rc;
 }
 
 static int tell_all(struct search *c, struct err *err)
@@ -160,7 +162,7 @@ static int tell_all(struct search *c, struct err *err)
         const struct found *w = found_weights(c, a.key);
         double own = w ? w->score : c->n_words ? c->words[i].f.score : 0;
         if (rc == 0 && yes)
-            tell(c, &a, fused ? list[i].score : own);
+            rc = tell(c, &a, fused ? list[i].score : own, err);
         repo_adapter_release(&a);
     }
     free(list);
@@ -209,6 +211,7 @@ static int run(const struct command *self, int argc, char **argv)
         free(c.words[i].why);
     free(c.words);
     free(c.weights);
+    finder_close(c.f);
     free(c.text);
     c.m.repo = NULL; /* the shelf's */
     making_release(&c.m);

@@ -26,8 +26,8 @@ struct finder {
     struct repo *r;
     const struct model *m;
     struct responder *re;
-    struct encoder *enc;   /* or NULL; then maybe */
-    struct learnt *learnt; /* its owner's */
+    struct learnt *learnt; /* its owner's, or NULL */
+    struct encoder *made;  /* for the model, or NULL; see encoder() */
     struct index *ix;
     int width;
     float *room; /* [RESPONSE_ROWS, width] for what was kept */
@@ -65,16 +65,15 @@ int finder_open(struct finder **out, struct repo *r, const struct model *m, cons
         f->room = malloc((size_t)RESPONSE_ROWS * (size_t)f->width * sizeof *f->room);
         rc = f->room ? 0 : err_nomem(err, (size_t)f->width);
     }
+    rc = rc < 0 ? rc : learnt_open(&f->learnt, r, m, f->re, err);
+    rc = rc < 0 ? rc : 0;
     if (rc == 0 && retriever && scorer) {
-        rc = encoder_open(&f->enc, m, retriever, scorer, err);
+        rc = encoder_open(&f->made, m, f->re, retriever, scorer, err);
         if (rc == ERR_MISMATCH) { /* another model's */
             err_clear(err);
             rc = 0;
         }
     }
-    if (rc == 0 && !f->enc)
-        rc = learnt_open(&f->learnt, r, m, f->re, err);
-    rc = rc < 0 ? rc : 0;
     if (rc < 0)
         finder_close(f);
     else
@@ -82,21 +81,17 @@ int finder_open(struct finder **out, struct repo *r, const struct model *m, cons
     return rc;
 }
 
+/* What was learnt goes before it. */
+static struct encoder *encoder(const struct finder *f)
+{
+    return f->learnt ? NULL : f->made;
+}
+
 /* What vectors are kept under and how long they are; NULL, 0: there are none. */
 static const char *vectors(const struct finder *f, int *dim)
 {
-    *dim = f->enc ? f->enc->dim : f->learnt ? f->width : 0;
-    return f->enc ? f->enc->name : f->learnt ? learnt_name(f->learnt) : NULL;
-}
-
-int finder_learn(struct finder *f, struct lesson *l, struct err *err)
-{
-    struct learnt *learnt = NULL;
-    int rc = learn_run(f->r, f->m, f->re, &learnt, l, err);
-    if (rc == 0 && l->better)
-        rc = learnt_keep(learnt, f->r, f->m, err);
-    learnt_close(learnt);
-    return rc;
+    *dim = f->learnt ? f->width : f->made ? f->made->dim : 0;
+    return f->learnt ? learnt_name(f->learnt) : f->made ? f->made->name : NULL;
 }
 
 static void known_release(struct known *k)
@@ -117,14 +112,14 @@ void finder_close(struct finder *f)
     free(f->room);
     index_close(f->ix);
     learnt_close(f->learnt);
-    encoder_close(f->enc);
+    encoder_close(f->made);
     responder_close(f->re);
     free(f);
 }
 
-bool finder_is_calibrated(const struct finder *f)
+double finder_least(const struct finder *f)
 {
-    return f->enc;
+    return encoder(f) ? encoder(f)->match[3] : (double)NAN;
 }
 
 /* ---- keys ------------------------------------------------------------------------------------ */
@@ -166,9 +161,9 @@ static int learn(struct finder *f, const struct adapter *bound, struct known *k,
     if (rc < 0 || !dim)
         return rc;
     k->vector = malloc((size_t)dim * sizeof *k->vector);
-    rc = !k->vector ? err_nomem(err, (size_t)dim)
-         : f->enc   ? encoder_read(f->enc, bound, k->vector, strength, err)
-                    : learnt_read(f->learnt, &k->response, k->vector, err);
+    rc = !k->vector  ? err_nomem(err, (size_t)dim)
+         : f->learnt ? learnt_read(f->learnt, &k->response, k->vector, err)
+                     : encoder_read(f->made, bound, &k->response, k->vector, strength, err);
     if (rc == 1) {
         free(k->vector);
         k->vector = NULL;
@@ -194,7 +189,7 @@ static int read_kept(struct finder *f, const struct repo_adapter *a, struct know
                      struct err *err)
 {
     struct response kept = {.row = f->room};
-    if (f->enc || !f->learnt)
+    if (!f->learnt)
         return 1;
     int rc = repo_response(f->r, a->data_sha256, f->m->fingerprint, &kept.plain, f->room,
                            (size_t)RESPONSE_ROWS * (size_t)f->width, err);
@@ -217,25 +212,40 @@ static int read_kept(struct finder *f, const struct repo_adapter *a, struct know
                                        f->width, 1, err);
 }
 
-/* From the file: 0, or 1 for one that is not what was added, or does not fit. */
+/* An adapter of the repository from its file, bound. */
+struct opened {
+    struct adapter_file *file;
+    struct adapter *bound;
+};
+
+static void opened_release(struct opened *o)
+{
+    adapter_free(o->bound);
+    adapter_file_close(o->file);
+}
+
+/* 1 for one that is not what was added, or does not fit. */
+static int open_one(const struct finder *f, const struct repo_adapter *a, struct opened *o)
+{
+    struct bind_report misfits = {0};
+    struct err why;
+    *o = (struct opened){NULL, NULL};
+    bool good = repo_check(f->r, a, &why) == 0 && adapter_file_open(&o->file, a->path, &why) == 0 &&
+                adapter_bind(&o->bound, f->m->dev, &f->m->sites, &o->file->list, a->name, true,
+                             &misfits, &why) == 0;
+    bind_report_release(&misfits);
+    return !good;
+}
+
 static int read_file(struct finder *f, const struct repo_adapter *a, struct known *k,
                      struct err *err)
 {
-    struct adapter_file *file = NULL;
-    struct adapter *bound = NULL;
-    struct bind_report misfits = {0};
-    struct err why;
+    struct opened o;
     double strength = 0;
-    int rc = 1;
-    if (repo_check(f->r, a, &why) == 0 && adapter_file_open(&file, a->path, &why) == 0 &&
-        adapter_bind(&bound, f->m->dev, &f->m->sites, &file->list, a->name, true, &misfits, &why) ==
-            0) {
-        rc = learn(f, bound, k, &strength, err);
-        rc = rc < 0 ? rc : keep(f, a, k, strength, err);
-    }
-    bind_report_release(&misfits);
-    adapter_free(bound);
-    adapter_file_close(file);
+    int rc = open_one(f, a, &o);
+    rc = rc ? rc : learn(f, o.bound, k, &strength, err);
+    rc = rc ? rc : keep(f, a, k, strength, err);
+    opened_release(&o);
     return rc;
 }
 
@@ -288,6 +298,21 @@ int finder_read(struct finder *f, int (*progress)(void *user, int done, int tota
     if (rc == 0 && progress)
         progress(user, k.n, k.n);
     free(k.at);
+    return rc;
+}
+
+int finder_learn(struct finder *f, int (*progress)(void *user, int done, int total), void *user,
+                 struct lesson *l, struct err *err)
+{
+    struct learnt *learnt = NULL;
+    int unread;
+    learnt_close(f->learnt); /* what comes is to be better than there is without it */
+    f->learnt = NULL;
+    int rc = finder_read(f, progress, user, &unread, err);
+    rc = rc < 0 ? rc : learn_run(f->r, f->m, f->re, f->made, &learnt, l, err);
+    if (rc == 0 && l->better)
+        rc = learnt_keep(learnt, f->r, f->m, err);
+    learnt_close(learnt);
     return rc;
 }
 
@@ -410,7 +435,7 @@ static void score(const struct finder *f, const struct asked *q, const struct re
             memcpy(to->word, q->word[i].name, sizeof to->word);
         }
     }
-    to->score = f->enc ? encoder_match(f->enc, to->likeness, to->answer) : to->answer;
+    to->score = encoder(f) ? encoder_odds(encoder(f), to->likeness, to->answer) : to->answer;
 }
 
 static int score_one(struct finder *f, const struct asked *q, struct found *to, struct err *err)
@@ -443,9 +468,9 @@ static int nearest(struct finder *f, const char *text, const struct query *q, st
     const char *name = vectors(f, &dim);
     int64_t id[FINDER_MOST];
     float near[FINDER_MOST], *v = malloc((size_t)dim * sizeof *v);
-    int rc = !v       ? err_nomem(err, (size_t)dim)
-             : f->enc ? encoder_ask(f->enc, text, v, err)
-                      : learnt_ask(f->learnt, q, v, err);
+    int rc = !v          ? err_nomem(err, (size_t)dim)
+             : f->learnt ? learnt_ask(f->learnt, q, v, err)
+                         : encoder_ask(f->made, text, q, v, err);
     index_close(f->ix);
     f->ix = NULL;
     rc = rc < 0 ? rc : index_open(&f->ix, f->r, name, dim, err);
@@ -487,7 +512,17 @@ static int join(struct found *list, int n, struct err *err)
     return 0;
 }
 
-int finder_ask(struct finder *f, const char *text, struct found **out, int *n, struct err *err)
+/* Odds to likelihoods. */
+static void share(struct found *list, int n)
+{
+    double all = 1;
+    for (int i = 0; i < n; i++)
+        all += list[i].score;
+    for (int i = 0; i < n; i++)
+        list[i].score /= all;
+}
+
+static int ask_once(struct finder *f, const char *text, struct found **out, int *n, struct err *err)
 {
     const struct repo_filter fits = {.context = f->width};
     struct keys k = {.err = err, .now = NAN};
@@ -495,8 +530,7 @@ int finder_ask(struct finder *f, const char *text, struct found **out, int *n, s
     int dim;
     *out = NULL;
     *n = 0;
-    int rc = take_others(f, err);
-    rc = rc < 0 ? rc : ask(f, &q, text, err);
+    int rc = ask(f, &q, text, err);
     if (rc == 0)
         rc = vectors(f, &dim) ? nearest(f, text, &q.text.q, &k, err)
                               : repo_list(f->r, &fits, add_key, &k, err);
@@ -511,10 +545,114 @@ int finder_ask(struct finder *f, const char *text, struct found **out, int *n, s
     }
     if (rc == 0 && f->learnt)
         rc = join(*out, *n, err);
+    if (rc == 0 && encoder(f))
+        share(*out, *n);
     if (rc == 0)
         qsort(*out, (size_t)*n, sizeof **out, best_first);
     asked_release(&q);
     free(k.at);
+    return rc;
+}
+
+/* The better of one adapter first. */
+static int by_key(const void *a, const void *b)
+{
+    const struct found *x = a, *y = b;
+    return x->key != y->key ? (x->key > y->key) - (x->key < y->key) : best_first(a, b);
+}
+
+/* Of each adapter in both lists the better; *a is new. */
+static int better(struct found **a, int *n, const struct found *b, int n_b, struct err *err)
+{
+    struct found *all = malloc(((size_t)*n + (size_t)n_b + 1) * sizeof *all);
+    int kept = 0;
+    if (!all)
+        return err_nomem(err, ((size_t)*n + (size_t)n_b) * sizeof *all);
+    memcpy(all, *a, (size_t)*n * sizeof *all);
+    memcpy(all + *n, b, (size_t)n_b * sizeof *all);
+    qsort(all, (size_t)(*n + n_b), sizeof *all, by_key);
+    for (int i = 0; i < *n + n_b; i++)
+        if (!kept || all[kept - 1].key != all[i].key)
+            all[kept++] = all[i];
+    free(*a);
+    *a = all;
+    *n = kept;
+    return 0;
+}
+
+int finder_ask(struct finder *f, const char *text, struct found **out, int *n, struct err *err)
+{
+    struct concept c[CONCEPTS_MOST];
+    int parts = concepts_split(text, c), rc = take_others(f, err);
+    *out = NULL;
+    *n = 0;
+    rc = rc < 0 ? rc : ask_once(f, text, out, n, err);
+    for (int i = 0; i < parts && parts > 1 && rc == 0; i++) {
+        struct found *more = NULL;
+        char part[sizeof c[i].text + 2];
+        int count = 0;
+        snprintf(part, sizeof part, "a %s", c[i].text);
+        rc = ask_once(f, part, &more, &count, err);
+        rc = rc < 0 ? rc : better(out, n, more, count, err);
+        free(more);
+    }
+    if (rc == 0)
+        qsort(*out, (size_t)*n, sizeof **out, best_first);
+    return rc;
+}
+
+/* ---- where ------------------------------------------------------------------------------------ */
+
+/* "unet.up_blocks.0.attentions.1.transformer_blocks.0.attn2.to_v" as "up_blocks.0.attentions.1 to_v". */
+static void short_name(const char *site, char *to, size_t size)
+{
+    const char *from = strncmp(site, "unet.", 5) ? site : site + 5, *last = strrchr(from, '.');
+    const char *block = strstr(from, ".transformer_blocks.");
+    snprintf(to, size, "%.*s%s%s", (int)(block ? block - from : (int)strlen(from)), from,
+             block ? " " : "", block && last ? last + 1 : "");
+}
+
+static int name_best(const struct finder *f, const struct adapter *a, const char *text, char *to,
+                     size_t size, struct err *err)
+{
+    enum { NAMED = 2 };
+    int n = f->m->sites.n;
+    double *share = malloc((size_t)n * sizeof *share);
+    struct query q;
+    int rc = responder_ask(f->re, text, &q, err);
+    if (rc == 0 && !share)
+        rc = err_nomem(err, (size_t)n * sizeof *share);
+    rc = rc < 0 ? rc : responder_where(f->re, a, &q, share, err);
+    for (int k = 0; k < NAMED && rc == 0; k++) {
+        char name[96];
+        int best = 0;
+        for (int i = 1; i < n; i++)
+            best = share[i] > share[best] ? i : best;
+        if (!(share[best] > 0))
+            break;
+        short_name(f->m->sites.at[best].name, name, sizeof name);
+        size_t used = strlen(to);
+        snprintf(to + used, size - used, "%s%s (%.0f %%)", k ? ", " : "", name, 100 * share[best]);
+        share[best] = 0;
+    }
+    query_release(&q);
+    free(share);
+    return rc;
+}
+
+int finder_where(const struct finder *f, int64_t key, const char *text, char *to, size_t size,
+                 struct err *err)
+{
+    struct repo_adapter a;
+    struct opened o;
+    *to = 0;
+    int rc = repo_at(f->r, key, &a, err);
+    if (rc != 0)
+        return rc < 0 ? rc : 0;
+    rc = open_one(f, &a, &o);
+    rc = rc ? 0 : name_best(f, o.bound, text, to, size, err);
+    opened_release(&o);
+    repo_adapter_release(&a);
     return rc;
 }
 
@@ -527,8 +665,9 @@ static int compared(struct finder *f, int64_t key, float *to, struct err *err)
     size_t n = (size_t)RESPONSE_ROWS * (size_t)f->width;
     struct repo_adapter a;
     double number;
-    if (k && f->enc && k->vector)
-        memcpy(to, k->vector, (size_t)f->enc->dim * sizeof *to);
+    const struct encoder *e = encoder(f);
+    if (k && e && k->vector)
+        memcpy(to, k->vector, (size_t)e->dim * sizeof *to);
     else if (k)
         memcpy(to, k->response.row, n * sizeof *to);
     if (k)
@@ -536,8 +675,8 @@ static int compared(struct finder *f, int64_t key, float *to, struct err *err)
     int rc = repo_at(f->r, key, &a, err);
     if (rc != 0)
         return rc;
-    rc = f->enc ? repo_embedding(f->r, a.data_sha256, f->enc->name, to, f->enc->dim, &number, err)
-                : repo_response(f->r, a.data_sha256, f->m->fingerprint, &number, to, n, err);
+    rc = e ? repo_embedding(f->r, a.data_sha256, e->name, to, e->dim, &number, err)
+           : repo_response(f->r, a.data_sha256, f->m->fingerprint, &number, to, n, err);
     repo_adapter_release(&a);
     return rc;
 }
@@ -559,23 +698,39 @@ static double answers_alike(const float *x, const float *y, int width)
 double finder_alike(struct finder *f, int64_t a, int64_t b)
 {
     size_t n = (size_t)RESPONSE_ROWS * (size_t)f->width;
-    n = f->enc && (size_t)f->enc->dim > n ? (size_t)f->enc->dim : n;
+    const struct encoder *e = encoder(f);
+    n = e && (size_t)e->dim > n ? (size_t)e->dim : n;
     float *x = calloc(2 * n, sizeof *x);
     struct err none;
     double s = NAN;
     if (x && compared(f, a, x, &none) == 0 && compared(f, b, x + n, &none) == 0)
-        s = f->enc ? vector_dot(x, x + n, f->enc->dim) : answers_alike(x, x + n, f->width);
+        s = e ? vector_dot(x, x + n, e->dim) : answers_alike(x, x + n, f->width);
     free(x);
     return s;
 }
 
-/* ---- fusion ---------------------------------------------------------------------------------- */
-
-static int by_key(const void *a, const void *b)
+int finder_near(struct finder *f, int64_t key, struct found **out, int *n, struct err *err)
 {
-    const struct found *x = a, *y = b;
-    return (x->key > y->key) - (x->key < y->key);
+    const struct repo_filter fits = {.context = f->width};
+    struct keys k = {.err = err, .now = NAN};
+    int rc = repo_list(f->r, &fits, add_key, &k, err);
+    *n = 0;
+    *out = malloc(((size_t)k.n + 1) * sizeof **out);
+    if (rc == 0 && !*out)
+        rc = err_nomem(err, (size_t)k.n * sizeof **out);
+    for (int i = 0; i < k.n && rc == 0; i++) {
+        double alike = k.at[i].adapter == key ? (double)NAN : finder_alike(f, key, k.at[i].adapter);
+        if (isfinite(alike))
+            (*out)[(*n)++] = (struct found){.key = k.at[i].adapter, .score = alike};
+    }
+    free(k.at);
+    if (rc == 0)
+        qsort(*out, (size_t)*n, sizeof **out, best_first);
+    *n = *n < FINDER_MOST ? *n : FINDER_MOST;
+    return rc;
 }
+
+/* ---- fusion ---------------------------------------------------------------------------------- */
 
 int find_fuse(const struct found *const *list, const int *n, int lists, struct found **out,
               int *n_out, struct err *err)

@@ -37,21 +37,6 @@ static size_t row_count(int width)
 
 /* ---- texts and kernels ----------------------------------------------------------------------- */
 
-/* out [width], of length 1. */
-static int meaning(const struct responder *re, const struct query *q, float *out, struct err *err)
-{
-    int width = responder_width(re);
-    float *x = calloc((size_t)width, sizeof *x);
-    if (!x)
-        return err_nomem(err, (size_t)width * sizeof *x);
-    for (int i = 0; i < q->n * width; i++)
-        x[i % width] += q->state[i] / (float)q->n;
-    responder_even(re, out, x);
-    vector_unit(out, width);
-    free(x);
-    return 0;
-}
-
 /* <G, G'> = |X Y^T|^2 */
 static double inner(const float *x, const float *y, int width)
 {
@@ -75,25 +60,25 @@ static double alike(const float *x, double x_norm, const float *y, double y_norm
     return ALWAYS + (all > 0 ? inner(x, y, width) / all : 0);
 }
 
-/* to: A as it is kept, in states times C^1/4. Returns |G|. */
-static double take_rows(const struct responder *re, const float *row, float *to)
+/* to: A as it is kept, times C^1/4. Returns |G|. */
+static double take_rows(const struct responder *re, const struct response *a, float *to)
 {
-    int width = responder_width(re);
-    for (int k = 0; k < RESPONSE_ROWS; k++)
-        responder_raise(re, to + (size_t)k * (size_t)width, row + (size_t)k * (size_t)width);
-    return sqrt(inner(to, to, width));
+    response_raise(re, a, to);
+    return sqrt(inner(to, to, responder_width(re)));
 }
 
 /* ---- examples -------------------------------------------------------------------------------- */
 
 struct pupil {
     char sha[HASH_HEX], *name, *text; /* owned */
+    float *vector;                    /* the encoder's; owned; NULL: there is none */
     struct response answer;
 };
 struct class {
     struct repo *r;
     const struct model *m;
     const struct responder *re;
+    struct encoder *e;
     struct pupil *at;
     int n, room;
     float *text, *mean;  /* [n, width] unit and less their mean; [width] */
@@ -106,6 +91,7 @@ static void class_release(struct class *c)
     for (int i = 0; i < c->n; i++) {
         free(c->at[i].name);
         free(c->at[i].text);
+        free(c->at[i].vector);
         response_release(&c->at[i].answer);
         if (c->query)
             query_release(&c->query[i]);
@@ -144,6 +130,21 @@ static int words_of(struct repo *r, const struct repo_adapter *a, char **out, st
     return rc;
 }
 
+static int take_vector(const struct class *c, const struct repo_adapter *a, struct pupil *p)
+{
+    double strength;
+    p->vector = malloc((size_t)c->e->dim * sizeof *p->vector);
+    if (!p->vector)
+        return err_nomem(c->err, (size_t)c->e->dim);
+    int rc =
+        repo_embedding(c->r, a->data_sha256, c->e->name, p->vector, c->e->dim, &strength, c->err);
+    if (rc != 0) {
+        free(p->vector);
+        p->vector = NULL;
+    }
+    return rc < 0 ? rc : 0;
+}
+
 static int add_pupil(void *user, const struct repo_adapter *a)
 {
     struct class *c = user;
@@ -156,6 +157,9 @@ static int add_pupil(void *user, const struct repo_adapter *a)
                            row_count(responder_width(c->re)), c->err);
         good = rc == 0 && isfinite(p.answer.plain);
     }
+    if (good && c->e)
+        rc = take_vector(c, a, &p);
+    good = good && rc == 0;
     if (good && c->n == c->room) {
         size_t room = c->room ? 2 * (size_t)c->room : 64;
         struct pupil *more = realloc(c->at, room * sizeof *more);
@@ -175,6 +179,7 @@ static int add_pupil(void *user, const struct repo_adapter *a)
     }
     response_release(&p.answer);
     free(p.text);
+    free(p.vector);
     return rc < 0 ? rc : 0;
 }
 
@@ -189,7 +194,7 @@ static int read_texts(struct class *c, struct err *err)
         rc = err_nomem(err, n * width * sizeof *c->text);
     for (size_t i = 0; i < n && rc == 0; i++) {
         rc = responder_ask(c->re, c->at[i].text, &c->query[i], err);
-        rc = rc < 0 ? rc : meaning(c->re, &c->query[i], c->text + i * width, err);
+        rc = rc < 0 ? rc : query_mean(c->re, &c->query[i], c->text + i * width, err);
         for (size_t k = 0; k < width; k++)
             c->mean[k] += c->text[i * width + k] / (float)n;
     }
@@ -283,15 +288,30 @@ void learnt_join(double *to, const double *answer, const double *likeness, int n
     add_deviations(to, likeness, 0, n);
 }
 
+/* odds [n] by the encoder of all examples to be meant by the text of the i-th. */
+static int by_encoder(const struct class *c, int i, const double *answer, double *odds,
+                      struct err *err)
+{
+    float *v = malloc((size_t)c->e->dim * sizeof *v);
+    int rc = v ? encoder_ask(c->e, c->at[i].text, &c->query[i], v, err)
+               : err_nomem(err, (size_t)c->e->dim);
+    for (int j = 0; j < c->n && rc == 0; j++) {
+        const float *of = c->at[j].vector;
+        odds[j] = encoder_odds(c->e, of ? vector_dot(of, v, c->e->dim) : (double)NAN, answer[j]);
+    }
+    free(v);
+    return rc;
+}
+
 /* said [n, width]: of each example by what was learnt without it. */
 static int measure(const struct class *c, float *said, struct lesson *l, struct err *err)
 {
     size_t n = (size_t)c->n;
     int width = responder_width(c->re), rc = 0;
-    double *x = malloc(4 * n * sizeof *x);
+    double *x = malloc(5 * n * sizeof *x);
     if (!x)
-        return err_nomem(err, 4 * n * sizeof *x);
-    double *answer = x, *learnt = x + n, *name = x + 2 * n, *both = x + 3 * n;
+        return err_nomem(err, 5 * n * sizeof *x);
+    double *answer = x, *learnt = x + n, *name = x + 2 * n, *both = x + 3 * n, *odds = x + 4 * n;
     for (size_t i = 0; i < n; i++)
         vector_unit(said + i * (size_t)width, width);
     for (int i = 0; i < c->n && rc == 0; i++) {
@@ -305,13 +325,19 @@ static int measure(const struct class *c, float *said, struct lesson *l, struct 
         count(&l->together, place(c, both, i), c->n);
         count(&l->learnt, place(c, learnt, i), c->n);
         count(&l->answers, place(c, answer, i), c->n);
+        rc = rc < 0 || !c->e ? rc : by_encoder(c, i, answer, odds, err);
+        if (c->e)
+            count(&l->encoder, place(c, odds, i), c->n);
         count(&l->names, place(c, name, i), c->n);
         l->chance.mean += 1. / (i + 1) / c->n;
     }
     l->chance.first = 1. / c->n;
     l->chance.five = fmin(1, 5. / c->n);
-    l->better = l->together.five >= l->answers.five && l->together.mean > l->answers.mean &&
-                l->together.five > l->names.five;
+    l->better =
+        l->together.five >= l->answers.five && l->together.mean > l->answers.mean &&
+        l->together.five > l->names.five &&
+        !(c->e && (l->together.five < l->encoder.five || l->together.mean <= l->encoder.mean));
+    l->has_encoder = c->e;
     free(x);
     return rc;
 }
@@ -380,7 +406,7 @@ static int study(struct class *c, struct learnt *l, struct lesson *lesson, struc
         return err_nomem(err, n * n * sizeof *k);
     for (size_t i = 0; i < n; i++) {
         memcpy(l->sha[i], c->at[i].sha, HASH_HEX);
-        l->norm[i] = take_rows(c->re, c->at[i].answer.row, l->rows + i * rows);
+        l->norm[i] = take_rows(c->re, &c->at[i].answer, l->rows + i * rows);
         for (size_t j = 0; j <= i; j++)
             k[i * n + j] = k[j * n + i] =
                 alike(l->rows + i * rows, l->norm[i], l->rows + j * rows, l->norm[j], l->width);
@@ -392,11 +418,11 @@ static int study(struct class *c, struct learnt *l, struct lesson *lesson, struc
     return rc;
 }
 
-int learn_run(struct repo *r, const struct model *m, const struct responder *re,
+int learn_run(struct repo *r, const struct model *m, const struct responder *re, struct encoder *e,
               struct learnt **out, struct lesson *l, struct err *err)
 {
     const struct repo_filter fits = {.context = responder_width(re), .sort = "added"};
-    struct class c = {.r = r, .m = m, .re = re, .err = err};
+    struct class c = {.r = r, .m = m, .re = re, .e = e, .err = err};
     size_t size;
     *out = NULL;
     memset(l, 0, sizeof *l);
@@ -447,12 +473,13 @@ static int unpack(struct learnt *l, struct repo *r, const struct model *m, const
     memcpy(l->mean, bytes + sizeof(struct head), width * sizeof *l->mean);
     bytes += sizeof(struct head) + width * sizeof *l->mean;
     for (int i = 0; i < n && rc == 0; i++, bytes += one) {
-        double plain;
+        struct response kept = {.row = row};
         memcpy(l->sha[i], bytes, HASH_HEX - 1);
         memcpy(l->g.w + (size_t)i * width, bytes + HASH_HEX - 1, width * sizeof *l->g.w);
-        rc = repo_response(r, l->sha[i], m->fingerprint, &plain, row, row_count(l->width), err);
+        rc =
+            repo_response(r, l->sha[i], m->fingerprint, &kept.plain, row, row_count(l->width), err);
         if (rc == 0)
-            l->norm[i] = take_rows(l->re, row, l->rows + (size_t)i * row_count(l->width));
+            l->norm[i] = take_rows(l->re, &kept, l->rows + (size_t)i * row_count(l->width));
     }
     free(row);
     return rc;
@@ -508,7 +535,7 @@ int learnt_read(const struct learnt *l, const struct response *a, float *out, st
     double *k = malloc(n * sizeof *k);
     int rc = own && k ? 0 : err_nomem(err, rows * sizeof *own);
     if (rc == 0) {
-        double norm = take_rows(l->re, a->row, own);
+        double norm = take_rows(l->re, a, own);
         for (size_t i = 0; i < n; i++)
             k[i] = alike(own, norm, l->rows + i * rows, l->norm[i], l->width);
         ridge_apply(&l->g, k, out);
@@ -521,7 +548,7 @@ int learnt_read(const struct learnt *l, const struct response *a, float *out, st
 
 int learnt_ask(const struct learnt *l, const struct query *q, float *out, struct err *err)
 {
-    int rc = meaning(l->re, q, out, err);
+    int rc = query_mean(l->re, q, out, err);
     for (int i = 0; i < l->width && rc == 0; i++)
         out[i] -= l->mean[i];
     if (rc == 0)

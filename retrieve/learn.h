@@ -1,6 +1,6 @@
 /* learn.h: an encoder of one's own: from what adapters answer to, to the words their owner has for them.
  *
- *     learn_run(repo, model, responder, &learnt, &lesson, &err);   // after finder_read
+ *     learn_run(repo, model, responder, encoder, &learnt, &lesson, &err);   // after finder_read
  *     if (lesson.better)
  *         learnt_keep(learnt, repo, model, &err);
  *     …
@@ -13,13 +13,13 @@
  * base's own text space: a text is the mean of its tokens' states times C^-1/4 (response.h), to length 1, less the
  * examples' mean. Adapters are alike as <G, G'> / |G| |G'| + 1/10, G = A^T A of what they answer to (response.h, in
  * states times C^1/4); from that kernel ridge regression (ridge.h) says the text. It is measured by what it says of each
- * example that it did not see, and used only where answers and it together find more of them than answers alone, and
- * than words in names.
+ * example that it did not see, and used only where answers and it together find more of them than answers alone, than
+ * an encoder that was made for the model (encoder.h), and than words in names.
  */
 #ifndef WEFT_LEARN_H
 #define WEFT_LEARN_H
 
-#include "response.h"
+#include "encoder.h"
 
 #include "store/repo.h"
 
@@ -32,13 +32,13 @@ struct recall {
 };
 struct lesson {
     int n; /* examples */
-    struct recall together, learnt, answers, names, chance;
-    bool better;
+    struct recall together, learnt, answers, encoder, names, chance;
+    bool has_encoder, better;
 };
 
 struct learnt;
-/* The responder is kept until learnt_close. ERR_ARG for fewer than LEARN_LEAST examples. */
-int learn_run(struct repo *r, const struct model *m, const struct responder *re,
+/* The responder is kept until learnt_close. e: the encoder made for the model, or NULL. ERR_ARG for fewer than LEARN_LEAST examples. */
+int learn_run(struct repo *r, const struct model *m, const struct responder *re, struct encoder *e,
               struct learnt **out, struct lesson *l, struct err *err);
 int learnt_keep(const struct learnt *l, struct repo *r, const struct model *m, struct err *err);
 int learnt_open(struct learnt **out, struct repo *r, const struct model *m,

@@ -228,7 +228,7 @@ static int power(float *to, const double *v, const double *value, double p, int 
     return 0;
 }
 
-/* to = v m, m [width, width] */
+/* to = v m, m [width, width]. */
 static void turn(float *to, const float *v, const float *m, int width)
 {
     size_t w = (size_t)width;
@@ -268,6 +268,27 @@ static int whiten(struct responder *r, const struct query *all, struct err *err)
     free(c);
     free(value);
     return rc;
+}
+
+int query_mean(const struct responder *r, const struct query *q, float *out, struct err *err)
+{
+    int width = r->width;
+    float *x = calloc((size_t)width, sizeof *x);
+    if (!x)
+        return err_nomem(err, (size_t)width * sizeof *x);
+    for (int i = 0; i < q->n * width; i++)
+        x[i % width] += q->state[i] / (float)q->n;
+    turn(out, x, r->out, width);
+    vector_unit(out, width);
+    free(x);
+    return 0;
+}
+
+void response_raise(const struct responder *r, const struct response *a, float *to)
+{
+    for (int k = 0; k < RESPONSE_ROWS; k++)
+        turn(to + (size_t)k * (size_t)r->width, a->row + (size_t)k * (size_t)r->width, r->in,
+             r->width);
 }
 
 static int learn_neutral(struct responder *r, struct err *err)
@@ -358,16 +379,6 @@ const void *responder_keep(const struct responder *r, size_t *size)
 int responder_width(const struct responder *r)
 {
     return r->width;
-}
-
-void responder_even(const struct responder *r, float *to, const float *v)
-{
-    turn(to, v, r->out, r->width);
-}
-
-void responder_raise(const struct responder *r, float *to, const float *v)
-{
-    turn(to, v, r->in, r->width);
 }
 
 /* ---- adapters -------------------------------------------------------------------------------- */
@@ -495,6 +506,64 @@ static bool is_product(const struct bound *b)
     return b->simple && b->d.kind == DELTA_PRODUCT && b->d.f[0].a.data && !b->next;
 }
 
+/* The sum of |dW h|^2 over states. dW = up down, or whole. */
+static int answer_of(const struct bound *b, const struct site *site, const struct query *q,
+                     double *sum, struct err *err)
+{
+    const struct layer *l = site->layer;
+    struct matrix m = {0};
+    size_t in = (size_t)l->in, n = (size_t)l->out * in;
+    float *whole = NULL;
+    int rc = 0;
+    *sum = 0;
+    if (is_product(b))
+        rc = matrix_load(&m, &b->d, site->name, err);
+    else if (!(whole = calloc(n, sizeof *whole)))
+        rc = err_nomem(err, n * sizeof *whole);
+    for (const struct bound *at = b; whole && at && rc == 0; at = at->next)
+        rc = bound_add(at, l, whole, NULL, 1, err);
+    int rank = whole ? l->out : m.f[0].rank;
+    const float *down = whole ? whole : m.f[0].b;
+    double *x = malloc((size_t)(rank ? rank : 1) * sizeof *x);
+    if (rc == 0 && !x)
+        rc = err_nomem(err, (size_t)rank * sizeof *x);
+    for (int t = 0; t < q->n && rc == 0; t++) {
+        for (int k = 0; k < rank; k++)
+            x[k] = vector_dot(down + (size_t)k * in, q->state + (size_t)t * in, l->in);
+        for (int i = 0; i < l->out; i++) {
+            double y = whole ? x[i] : 0;
+            for (int k = 0; k < rank && !whole; k++)
+                y += m.f[0].a[(size_t)i * (size_t)rank + (size_t)k] * x[k];
+            *sum += y * y;
+        }
+    }
+    if (!whole)
+        *sum *= (double)m.scale * m.scale * b->factor * b->factor;
+    matrix_release(&m);
+    free(whole);
+    free(x);
+    return rc;
+}
+
+int responder_where(const struct responder *r, const struct adapter *a, const struct query *q,
+                    double *share, struct err *err)
+{
+    const struct sites *s = &r->m->sites;
+    double all = 0;
+    int rc = 0;
+    for (int i = 0; i < s->n && rc == 0; i++) {
+        share[i] = 0;
+        if (!a->at[i] || r->weight[i] == 0)
+            continue;
+        rc = answer_of(a->at[i], &s->at[i], q, &share[i], err);
+        share[i] *= r->weight[i] * r->weight[i];
+        all += share[i];
+    }
+    for (int i = 0; i < s->n && all > 0 && rc == 0; i++)
+        share[i] /= all;
+    return rc;
+}
+
 /* x [n]: ln |A h| of states less the mean; -INFINITY where that is nothing. */
 static void answers(const struct response *a, const float *state, int n, int width, double *x)
 {
@@ -529,7 +598,7 @@ static int gather(const struct responder *r, const struct adapter *a, struct row
 
 /* ---- main directions ------------------------------------------------------------------------- */
 
-enum { BLOCK = 24, ROUNDS = 16 };
+enum { BLOCK = 24, ROUNDS = 32 };
 
 static double dot(const double *a, const double *b, int n)
 {
@@ -573,8 +642,13 @@ static int main_directions(const double *h, int n, double *v, double *value, str
     for (size_t i = 0; i < all; i++)
         v[i] = rng_u32(&r) >> 31 ? 1 : -1;
     square_up(v, n);
-    for (int k = 0; k < ROUNDS; k++) {
+    double last = 0, sum = 1;
+    for (int k = 0; k < ROUNDS && fabs(sum - last) > 1e-9 * fabs(sum); k++) {
         multiply(y, v, h, BLOCK, n, n, false, 0); /* h is symmetric */
+        last = sum;
+        sum = 0;
+        for (size_t i = 0; i < RESPONSE_ROWS; i++)
+            sum += dot(v + i * (size_t)n, y + i * (size_t)n, n);
         memcpy(v, y, all * sizeof *v);
         square_up(v, n);
     }

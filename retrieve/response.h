@@ -44,10 +44,6 @@ const void *responder_keep(const struct responder *r, size_t *size);
 /* Of the states. */
 int responder_width(const struct responder *r);
 
-/* to [width] = v C^-1/4; and v C^1/4, after which A's rows have nearly the length s^1/4. */
-void responder_even(const struct responder *r, float *to, const float *v);
-void responder_raise(const struct responder *r, float *to, const float *v);
-
 struct response {
     float *row;   /* [RESPONSE_ROWS, width]: A; owned */
     double plain; /* mean answer to neutral texts */
@@ -57,6 +53,9 @@ struct response {
 int responder_read(const struct responder *r, const struct adapter *a, struct response *out,
                    struct err *err);
 void response_release(struct response *a);
+/* to [RESPONSE_ROWS, width] = A C^1/4, rows of nearly the length s^1/4: adapters are alike as their
+ * G = (A C^1/4)^T A C^1/4 are. */
+void response_raise(const struct responder *r, const struct response *a, float *to);
 
 struct query {
     float *state; /* [n, width], a token each, less m; owned */
@@ -65,7 +64,13 @@ struct query {
 /* A text longer than the text encoder is cut. ERR_ARG for one without a token. Release after any result. */
 int responder_ask(const struct responder *r, const char *text, struct query *q, struct err *err);
 void query_release(struct query *q);
+/* out [width]: the mean of its states times C^-1/4, of length 1. */
+int query_mean(const struct responder *r, const struct query *q, float *out, struct err *err);
 
+/* share [sites of the model]: which part each has in the sum of |dW (h - m)|^2 / |W|^2 over tokens and sites; 0 from a
+ * silent adapter. */
+int responder_where(const struct responder *r, const struct adapter *a, const struct query *q,
+                    double *share, struct err *err);
 /* x [q->n]: the answer to each token, less plain; -INFINITY from a silent adapter. */
 void response_tokens(const struct responder *r, const struct response *a, const struct query *q,
                      double *x);

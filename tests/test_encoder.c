@@ -22,6 +22,7 @@
 struct encoding {
     struct device *dev;
     struct model *m;
+    struct responder *re;
     struct encoder *e;
 };
 
@@ -30,12 +31,15 @@ static void encoding_open(struct encoding *c)
     struct err err;
     c->dev = test_device("cpu");
     cr_assert_eq(model_open(&c->m, c->dev, "assets/model", &err), 0, "%s", err.msg);
-    cr_assert_eq(encoder_open(&c->e, c->m, ENCODER, "assets/scorer", &err), 0, "%s", err.msg);
+    cr_assert_eq(responder_open(&c->re, c->m, NULL, 0, &err), 0, "%s", err.msg);
+    cr_assert_eq(encoder_open(&c->e, c->m, c->re, ENCODER, "assets/scorer", &err), 0, "%s",
+                 err.msg);
 }
 
 static void encoding_close(struct encoding *c)
 {
     encoder_close(c->e);
+    responder_close(c->re);
     model_close(c->m);
     device_close(c->dev);
 }
@@ -54,12 +58,24 @@ static int read_path(struct encoding *c, const char *path, struct vector *out)
     cr_assert_eq(adapter_file_open(&f, path, &err), 0, "%s", err.msg);
     cr_assert_eq(adapter_bind(&a, c->dev, &c->m->sites, &f->list, "it", true, &report, &err), 0,
                  "%s", err.msg);
-    int rc = encoder_read(c->e, a, out->v, &out->strength, &err);
+    struct response answer;
+    cr_assert_eq(responder_read(c->re, a, &answer, &err), 0, "%s", err.msg);
+    int rc = encoder_read(c->e, a, &answer, out->v, &out->strength, &err);
     cr_assert_geq(rc, 0, "%s", err.msg);
+    response_release(&answer);
     bind_report_release(&report);
     adapter_free(a);
     adapter_file_close(f);
     return rc;
+}
+
+static void ask(struct encoding *c, const char *text, struct vector *to)
+{
+    struct query q;
+    struct err err;
+    cr_assert_eq(responder_ask(c->re, text, &q, &err), 0, "%s", err.msg);
+    cr_assert_eq(encoder_ask(c->e, text, &q, to->v, &err), 0, "%s", err.msg);
+    query_release(&q);
 }
 
 static double cosine(const struct encoding *c, const struct vector *a, const struct vector *b)
@@ -91,7 +107,7 @@ Test(encoder, vectors_are_those_of_the_training_code)
         cr_assert_leq(array_count(a), 1024);
         cr_assert_eq(array_to_finite(a, want, name, &err), 0);
         if (!strncmp(name, "text: ", 6)) {
-            cr_assert_eq(encoder_ask(c.e, name + 6, got.v, &err), 0, "%s", err.msg);
+            ask(&c, name + 6, &got);
             texts++;
         } else {
             char path[128];
@@ -286,7 +302,7 @@ static int found(struct encoding *c, const char *home, enum repo_mode mode, stru
     *read = 0;
     cr_assert_eq(repo_open(&r, home, mode, &err), 0, "%s", err.msg);
     cr_assert_eq(finder_open(&f, r, c->m, ENCODER, "assets/scorer", &err), 0, "%s", err.msg);
-    cr_expect(finder_is_calibrated(f));
+    cr_expect_float_eq(finder_least(f), .3, 1e-12);
     cr_assert_eq(finder_read(f, count, read, &unread, &err), 0, "%s", err.msg);
     cr_expect_eq(unread, 0);
     cr_assert_eq(finder_ask(f, "a kite", &list, &n, &err), 0, "%s", err.msg);
@@ -311,6 +327,7 @@ Test(encoder, finds_in_a_repository)
     struct fixture f;
     struct found first[8], kept[8], again[8];
     struct vector v, q;
+    double odds[6], all = 1;
     int read;
     encoding_open(&c);
     fixture_open(&f);
@@ -327,20 +344,22 @@ Test(encoder, finds_in_a_repository)
     cr_expect_eq(read, 6, "nothing was kept by a reader");
     cr_assert_eq(found(&c, f.home, REPO_READ, again, &read), 6);
     cr_expect_eq(read, 0, "all was kept");
-    cr_assert_eq(encoder_ask(c.e, "a kite", q.v, &f.err), 0);
+    ask(&c, "a kite", &q);
     for (int i = 0; i < 6; i++) {
         struct repo_adapter a;
         cr_expect_eq(first[i].key, kept[i].key);
         cr_expect_eq(again[i].key, kept[i].key);
         cr_expect_float_eq(first[i].likeness, kept[i].likeness, 1e-5);
         cr_expect_float_eq(again[i].answer, kept[i].answer, 1e-6);
-        cr_expect_float_eq(kept[i].score, encoder_match(c.e, kept[i].likeness, kept[i].answer),
-                           1e-9);
+        odds[i] = encoder_odds(c.e, kept[i].likeness, kept[i].answer);
+        all += odds[i];
         cr_assert_eq(repo_at(f.r, kept[i].key, &a, &f.err), 0);
         cr_assert_eq(read_path(&c, a.path, &v), 0);
         cr_expect_float_eq(kept[i].likeness, cosine(&c, &v, &q), 1e-5, "%s", a.name);
         repo_adapter_release(&a);
     }
+    for (int i = 0; i < 6; i++)
+        cr_expect_float_eq(kept[i].score, odds[i] / all, 1e-9);
     fixture_close(&f);
     encoding_close(&c);
 }
@@ -354,11 +373,11 @@ Test(encoder, belongs_to_one_model)
     struct encoder *e;
     struct err err;
     cr_assert_eq(model_open(&m, dev, "tests/golden/data/tiny-sd1", &err), 0, "%s", err.msg);
-    cr_expect_eq(encoder_open(&e, m, ENCODER, "assets/scorer", &err), ERR_MISMATCH);
+    cr_expect_eq(encoder_open(&e, m, NULL, ENCODER, "assets/scorer", &err), ERR_MISMATCH);
     cr_expect(strstr(err.msg, "another model"), "%s", err.msg);
     cr_expect_null(e);
-    cr_expect_eq(encoder_open(&e, m, "assets/scorer", "assets/scorer", &err), ERR_MISMATCH);
-    cr_expect_eq(encoder_open(&e, m, "tests", "assets/scorer", &err), ERR_IO);
+    cr_expect_eq(encoder_open(&e, m, NULL, "assets/scorer", "assets/scorer", &err), ERR_MISMATCH);
+    cr_expect_eq(encoder_open(&e, m, NULL, "tests", "assets/scorer", &err), ERR_IO);
     model_close(m);
     device_close(dev);
 }

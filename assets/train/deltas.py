@@ -30,6 +30,7 @@ from common import ALPHAS, SCHEDULER
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 P, Q, SINGULAR, ANSWERS = 16, 16, 16, 16
+CROSSING = "attn2.to_k", "attn2.to_v"
 FORMS = ["a {} {}", "a picture of a {}", "a {} on a {}", "a {} in {} style", "{}, {}, {}"]  # as retrieve/response.c
 
 
@@ -53,27 +54,16 @@ def factors(b, a):
     return (qb @ u).float(), s.float(), (vt @ qa.T).float()
 
 
-class Zoo:
+class Texts:
+    """What a model and the development scorer say of texts."""
+
     @torch.no_grad()
-    def __init__(self, model, folder):
-        torch.manual_seed(0)
+    def __init__(self, model):
         self.tok = CLIPTokenizer.from_pretrained(os.path.join(model, "tokenizer"))
         self.text = CLIPTextModel.from_pretrained(os.path.join(model, "text_encoder")).float().eval()
-        self.unet = UNet2DConditionModel.from_pretrained(os.path.join(model, "unet")).float().eval()
         scorer = os.path.join(HERE, "../scorer")
         self.eye, self.eye_tok = CLIPModel.from_pretrained(scorer).float().eval(), CLIPTokenizer.from_pretrained(scorer)
-        self.rows, self.adapters, self.dropped = [], [], 0
-        for file in sorted(glob.glob(os.path.join(folder, "*.json"))):
-            tensors = load_file(file[:-5] + ".safetensors")
-            for row in json.load(open(file)):
-                if row["learnt"]:
-                    self.rows.append(row)
-                    self.adapters.append(self.read(tensors, row["name"]))
-                else:
-                    self.dropped += 1
-        self.sites = sorted({s for a in self.adapters for s in a})
-        self.weight = torch.stack([self.unet.get_submodule(s).weight.norm() for s in self.sites])
-        self.crossing = [s for s in self.sites if s.endswith(("attn2.to_k", "attn2.to_v"))]
+        self.known = {}
         h = torch.cat([self.states(t) for t in neutral(self.tok)])
         self.middle = h.mean(0)
         h = h - self.middle
@@ -81,20 +71,6 @@ class Zoo:
         e = e.clamp(min=0) + e.mean() / 10
         self.into, self.out = ((v * e ** p @ v.T).float() for p in (.25, -.25))
         self.plain = h[[k * len(h) // 256 for k in range(256)]]
-        self.known = {}
-        self.bases = self.directions([a for a, r in zip(self.adapters, self.rows) if r["split"] == "train"],
-                                     sorted({c for r in self.rows if r["split"] == "train" for c in r["captions"]}))
-
-    @staticmethod
-    def read(tensors, name):
-        head, tail = name + ".unet.", ".lora_A.weight"
-        return {k[len(head):-len(tail)]: (tensors[k.replace("lora_A", "lora_B")].float().flatten(1), v.float().flatten(1))
-                for k, v in tensors.items() if k.startswith(head) and k.endswith(tail)}
-
-    def of(self, split):
-        return [i for i, r in enumerate(self.rows) if r["split"] == split]
-
-    # ---- texts
 
     @torch.no_grad()
     def states(self, text):
@@ -107,6 +83,47 @@ class Zoo:
             ids = self.eye_tok([text], return_tensors="pt", padding="max_length", max_length=40, truncation=True).input_ids
             self.known[text] = F.normalize(self.eye.get_text_features(ids).pooler_output, dim=-1)[0]
         return self.known[text]
+
+    def answer(self, rows):
+        """A [ANSWERS, width] of all rows dW / |W|."""
+        _, e, v = torch.linalg.svd(rows @ self.into, full_matrices=False)
+        e = torch.where(e > e[0] / 1e4, e, 0)[:ANSWERS]
+        out = torch.zeros(ANSWERS, len(self.middle))
+        out[:len(e)] = e[:, None] ** .25 * v[:ANSWERS] @ self.out
+        return out
+
+
+class Zoo(Texts):
+    @torch.no_grad()
+    def __init__(self, model, folder):
+        torch.manual_seed(0)
+        super().__init__(model)
+        self.unet = UNet2DConditionModel.from_pretrained(os.path.join(model, "unet")).float().eval()
+        self.rows, self.adapters, self.dropped = [], [], 0
+        for file in sorted(glob.glob(os.path.join(folder, "*.json"))):
+            tensors = load_file(file[:-5] + ".safetensors")
+            for row in json.load(open(file)):
+                if row["learnt"]:
+                    self.rows.append(row)
+                    self.adapters.append(self.read(tensors, row["name"]))
+                else:
+                    self.dropped += 1
+        self.sites = sorted({s for a in self.adapters for s in a})
+        self.weight = torch.stack([self.unet.get_submodule(s).weight.norm() for s in self.sites])
+        self.crossing = [s for s in self.sites if s.endswith(CROSSING)]
+        self.bases = self.directions([a for a, r in zip(self.adapters, self.rows) if r["split"] == "train"],
+                                     sorted({c for r in self.rows if r["split"] == "train" for c in r["captions"]}))
+
+    @staticmethod
+    def read(tensors, name):
+        head, tail = name + ".unet.", ".lora_A.weight"
+        return {k[len(head):-len(tail)]: (tensors[k.replace("lora_A", "lora_B")].float().flatten(1), v.float().flatten(1))
+                for k, v in tensors.items() if k.startswith(head) and k.endswith(tail)}
+
+    def of(self, split):
+        return [i for i, r in enumerate(self.rows) if r["split"] == split]
+
+    # ---- answers
 
     def answers(self, told, text):
         """[n, tokens]"""
@@ -195,9 +212,7 @@ class Zoo:
                     told["sketch"][name][s][i] = (left @ u * sigma) @ (vt @ right.T)
                 if s in self.crossing:
                     rows.append(sigma[:, None] * vt / self.weight[j])
-            _, e, v = torch.linalg.svd(torch.cat(rows) @ self.into, full_matrices=False)
-            e = torch.where(e > e[0] / 1e4, e, 0)[:ANSWERS]
-            told["answer"][i, :len(e)] = e[:, None] ** .25 * v[:ANSWERS] @ self.out
+            told["answer"][i] = self.answer(torch.cat(rows))
         told["plain"] = (told["answer"] @ self.plain.T).norm(dim=1).log().mean(1)
         return told
 

@@ -1,228 +1,189 @@
-"""The encoder of adapters (retrieve/encoder.h): python encoder.py MODEL ZOO FOLDER [--steps N]
+"""The encoder of adapters (retrieve/encoder.h): python encoder.py MODEL ZOO FOLDER --fingerprint F
 
-Learns from train's adapters of ZOO (zoo.py) to lay what an adapter's weights do beside the development scorer's
-vectors of its captions; calibration says which step was best. FOLDER receives config.json and model.safetensors.
-
-A step sees BATCH adapters, half of them neighbours by meaning of the other half (hard negatives). Half are mixtures
-with a second adapter of a smaller share, which then is no negative; sketches are put off a little, sites and kinds of
-sites left out by chance. The loss is cross entropy over all captions of train, and over the batch's adapters; what
-means nearly the same (cosine over SAME) is neither right nor wrong. The temperature is learnt.
+Two linear maps learnt from train's adapters of ZOO (zoo.py) by ridge regression in closed form: from sketches of dW to
+the development scorer's vectors of the captions, and from what an adapter answers to (retrieve/response.h) to the mean
+states of the captions in the model's own text encoder. Calibration's adapters say how likely one is meant. FOLDER
+receives config.json and model.safetensors.
 """
 import argparse
-import copy
 import json
-import math
 import os
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from deltas import P, Q, SINGULAR, Zoo
+from deltas import Zoo
 
-SIZES = dict(sketch=[P, Q], kept=32, spectrum=8, width=128, layers=2, heads=4, dim=128)
-BATCH, RATE, DECAY, SAME = 64, 1e-3, .05, .95
-
-
-def kind(site):
-    """Sites of one kind share the weights of their tokens."""
-    return site.split("transformer_blocks.0.")[-1] if "transformer_blocks" in site else site.split(".")[-1]
+SIZES = dict(sketch=[12, 12], states=64, dim=[48, 48])
+ALWAYS = .1  # the square of a constant beside the features, which have length 1
 
 
-class Block(nn.Module):
-    """A block of CLIP's towers, by transformers' names."""
-
-    def __init__(self, width, heads, dropout):
-        super().__init__()
-        self.heads = heads
-        self.self_attn = nn.ModuleDict({f"{k}_proj": nn.Linear(width, width) for k in ("q", "k", "v", "out")})
-        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)})
-        self.layer_norm1, self.layer_norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x):
-        y = self.layer_norm1(x)
-        q, k, v = (self.self_attn[f"{n}_proj"](y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for n in "qkv")
-        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = x + self.dropout(self.self_attn["out_proj"](y))
-        return x + self.dropout(self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.layer_norm2(x)))))
+def ridge(k, t):
+    """k [n, n] inner products of examples, t [n, out]. alpha [n, out], and what is said of each by the others; lambda
+    by their error."""
+    e, q = torch.linalg.eigh(k)
+    e, best = e.clamp(min=0), None
+    for step in range(-14, 5):
+        lam = 2.0 ** step * k.diagonal().mean()
+        h = q * (e / (e + lam)) @ q.T
+        left_out = t - (t - h @ t) / (1 - h.diagonal())[:, None]
+        miss = (t - left_out).square().mean()
+        if best is None or miss < best[0]:
+            best = miss, (q / (e + lam)) @ (q.T @ t), left_out
+    return best[1:]
 
 
-class Encoder(nn.Module):
-    def __init__(self, sites, weight, spectrum=True, dropout=.1, sizes=SIZES):
-        """weight: [sites] |W|."""
-        super().__init__()
-        self.sites, self.weight, self.spectrum, self.sizes = sites, weight, spectrum, sizes
-        self.kinds = sorted({kind(s) for s in sites})
-        self.kind = [self.kinds.index(kind(s)) for s in sites]
-        (p, q), width = sizes["sketch"], sizes["width"]
-        self.narrow = nn.ParameterList(nn.Parameter(torch.zeros(sizes["kept"], p * q), requires_grad=False) for _ in sites)
-        self.tokens = nn.ModuleList(nn.Linear(sizes["kept"] + sizes["spectrum"] + 2, width) for _ in self.kinds)
-        self.position = nn.Parameter(.02 * torch.randn(len(sites) + 1, width))
-        self.absent = nn.Parameter(.02 * torch.randn(width))
-        self.layers = nn.ModuleList(Block(width, sizes["heads"], dropout) for _ in range(sizes["layers"]))
-        self.final_layer_norm = nn.LayerNorm(width)
-        self.projection = nn.Linear(width, sizes["dim"])
-        self.text = nn.Linear(128, sizes["dim"], bias=False)
-        nn.init.eye_(self.text.weight)
-        self.mean = nn.Parameter(torch.zeros(128), requires_grad=False)
-        self.scale = nn.Parameter(torch.tensor(math.log(1 / .07)))
-        self.match = [0., 0., 0.]
-
-    def begin(self, sketch, norm):
-        """The main directions of train's sketches as what is kept of them."""
-        for j, x in enumerate(sketch):
-            x = x[norm[:, j] > 0].flatten(1) / norm[norm[:, j] > 0, j, None]
-            e, v = torch.linalg.eigh(x.T @ x / len(x))
-            n = self.sizes["kept"]
-            self.narrow[j].data = v.flip(1)[:, :n].T / e.flip(0)[:n].mean().sqrt()
-
-    def forward(self, sketch, norm, sigma, absent=None):
-        """sketch: a list of [n, p, q], one a site."""
-        share = norm / self.weight
-        share = share / share.norm(dim=1, keepdim=True)
-        norm = norm.clamp(min=1e-12)
-        tokens = []
-        for j in range(len(self.sites)):
-            s = sigma[:, j]
-            wide = s.sum(1).square() / s.square().sum(1).clamp(min=1e-24) / SINGULAR
-            told = torch.cat([(sketch[j] / norm[:, j, None, None]).flatten(1) @ self.narrow[j].T,
-                              s[:, :self.sizes["spectrum"]] / norm[:, j, None], wide[:, None],
-                              share[:, j, None].clamp(min=1e-4).log() / 2 + 1], 1)
-            if not self.spectrum:
-                told = told * (torch.arange(told.shape[1]) < self.sizes["kept"])
-            tokens.append(self.tokens[self.kind[j]](told))
-        x = torch.stack(tokens, 1)
-        there = share > 0 if absent is None else (share > 0) & ~absent
-        x = torch.where(there[..., None], x, self.absent)
-        x = torch.cat([x, torch.zeros_like(x[:, :1])], 1) + self.position
-        for b in self.layers:
-            x = b(x)
-        return F.normalize(self.projection(self.final_layer_norm(x[:, -1])), dim=-1)
-
-    def ask(self, meaning):
-        return F.normalize(self.text(meaning - self.mean), dim=-1)
-
-    @torch.no_grad()
-    def read(self, sketch, norm, sigma, most=500):
-        """[n, dim] of many adapters."""
-        self.eval()
-        return torch.cat([self([s[i:i + most] for s in sketch], norm[i:i + most], sigma[i:i + most])
-                          for i in range(0, len(norm), most)])
+def targets(zoo, train, y):
+    """[train, out] of captions, by y(text); and the mean that is taken off."""
+    texts = torch.stack([torch.stack([y(c) for c in zoo.rows[i]["captions"]]).mean(0) for i in train])
+    mean = texts.mean(0)
+    return F.normalize(texts, dim=1) - mean, mean
 
 
-def sketches(zoo, told, base):
-    return [told["sketch"][base][s] for s in zoo.sites], told["norm"], told["sigma"]
+class Map:
+    """x [adapters, n] of length 1 to `dim` directions of the texts' space y(text) in which train's adapters differ."""
+
+    def __init__(self, zoo, x, y, dim):
+        train = zoo.of("train")
+        self.y = y
+        t, self.mean = targets(zoo, train, y)
+        own, t = x[train].double(), t.double()
+        alpha, left_out = ridge(own @ own.T + ALWAYS, t)
+        weight, bias = own.T @ alpha, ALWAYS * alpha.sum(0)
+        p = torch.linalg.svd(own @ weight + bias, full_matrices=False)[2][:dim]
+        self.weight, self.bias, self.text = (p @ weight.T).float(), (p @ bias).float(), p.float()
+        self.left_out = F.normalize((left_out @ p.T).float(), dim=1)  # of train
+
+    def __call__(self, x):
+        return F.normalize(x @ self.weight.T + self.bias, dim=1)
+
+    def ask(self, text):
+        return F.normalize(self.text @ (self.y(text) - self.mean), dim=0)
 
 
-def mixture(sketch, norm, sigma, a, b, share, noise):
-    """Adapters a with a share of adapters b, both as strong; singular values as if they shared none."""
-    size = norm.square().sum(1).sqrt()
-    x, y = (1 - share) / size[a], share / size[b]
-    out = [s[a] * x[:, None, None] + s[b] * y[:, None, None] for s in sketch]
-    out = [s + noise * torch.randn_like(s) * s.flatten(1).std(1)[:, None, None] for s in out]
-    return (out, ((x[:, None] * norm[a]) ** 2 + (y[:, None] * norm[b]) ** 2).sqrt(),
-            torch.cat([sigma[a] * x[:, None, None], sigma[b] * y[:, None, None]], 2).sort(2, True)[0][..., :SINGULAR])
+class Encoder:
+    def __init__(self, zoo, told, base="inputs", sizes=SIZES):
+        self.zoo, self.sizes, self.directions, self.match = zoo, sizes, zoo.bases[base], [0., 0., 0., 1.]
+        train = zoo.of("train")
+        h = torch.cat([zoo.states(c) for c in sorted({c for i in train for c in zoo.rows[i]["captions"]})]) - zoo.middle
+        h = h @ zoo.out
+        self.main = torch.linalg.eigh(h.T @ h)[1].flip(1)[:, :sizes["states"]].T.contiguous()
+        self.by_sketch = Map(zoo, self.sketch(told["sketch"][base], told["norm"]), zoo.meaning, sizes["dim"][0])
+        self.by_answer = Map(zoo, self.answer(told["answer"]), self.state, sizes["dim"][1])
+
+    def sketch(self, sketch, norm):
+        p, q = self.sizes["sketch"]
+        return F.normalize(torch.cat([sketch[s][:, :p, :q].flatten(1) / norm[:, j, None].clamp(min=1e-12)
+                                      for j, s in enumerate(self.zoo.sites)], 1), dim=1)
+
+    def answer(self, rows):
+        x = rows @ self.zoo.into @ self.main.T
+        return F.normalize((x.mT @ x).flatten(1), dim=1)
+
+    def state(self, text):
+        """[width] the mean state."""
+        return F.normalize(((self.zoo.states(text) - self.zoo.middle) @ self.zoo.out).mean(0), dim=0)
+
+    def read(self, told, base="inputs"):
+        """[n, sum of dim]"""
+        x = self.sketch(told["sketch"][base], told["norm"]), self.answer(told["answer"])
+        return torch.cat([self.by_sketch(x[0]), self.by_answer(x[1])], 1) / 2 ** .5
+
+    def ask(self, text):
+        return torch.cat([self.by_sketch.ask(text), self.by_answer.ask(text)]) / 2 ** .5
+
+    def left_out(self):
+        """As read, of train, each by the others."""
+        return torch.cat([self.by_sketch.left_out, self.by_answer.left_out], 1) / 2 ** .5
 
 
-def ranks(zoo, v, ask, split):
-    """v: [n, dim] of the zoo's adapters. Places of the adapters of a split for each of their captions, among all of the zoo; those of the same concept
-    are as right."""
-    same = [(r["thing"], r["change"], r["how"]) for r in zoo.rows]
+# ---- how likely an adapter is meant
+
+CROWDS = 20, 50, 100, 200
+
+
+def queries(zoo, told, enc, split):
+    """For each caption of a split: likeness and answer [gallery, 2], which are of the concept asked for, which of the
+    thing (or, where it has none, the change). The gallery is train, as the others would have it read, and the split."""
+    gallery = zoo.of("train") + zoo.of(split)
+    v = torch.cat([enc.left_out(), enc.read(told)[zoo.of(split)]])
+    concept = [tuple(zoo.rows[i][k] for k in ("thing", "change", "how")) for i in gallery]
     out = []
-    with torch.no_grad():
-        for i in zoo.of(split):
-            right = torch.tensor([s == same[i] for s in same])
-            for c in zoo.rows[i]["captions"]:
-                score = v @ ask(zoo.meaning(c))
-                out.append(1 + int((score[~right] > score[right].max()).sum()))
-    return torch.tensor(out)
+    for i in zoo.of(split):
+        mine = tuple(zoo.rows[i][k] for k in ("thing", "change", "how"))
+        part = 0 if mine[0] else 2
+        for c in zoo.rows[i]["captions"]:
+            out.append((torch.stack([v @ enc.ask(c), zoo.scores(told, c)[gallery].clamp(-3, 3)], 1),
+                        torch.tensor([o == mine for o in concept]), torch.tensor([o[part] == mine[part] for o in concept])))
+    return out
 
 
-def learn(zoo, told, steps=2000, seed=0, base="differ", spectrum=True, temperature=None, mix=.5, noise=.1, hard=True,
-          leave=.15, dropout=.1, decay=DECAY, share_most=.5, say=None):
-    torch.manual_seed(seed)
-    train = torch.tensor(zoo.of("train"))
-    enc, all_ = Encoder(zoo.sites, zoo.weight, spectrum, dropout), sketches(zoo, told, base)
-    sketch, norm, sigma = [s[train] for s in all_[0]], all_[1][train], all_[2][train]
-    enc.begin(sketch, norm)
-    captions = sorted({c for i in train for c in zoo.rows[i]["captions"]})
-    at = {c: k for k, c in enumerate(captions)}
-    meanings = torch.stack([zoo.meaning(c) for c in captions])
-    own = torch.tensor([[at[c] for c in zoo.rows[i]["captions"]] for i in train])
-    enc.mean.data = meanings.mean(0)
-    alike = meanings @ meanings.T
-    middle = F.normalize(meanings[own].mean(1) - meanings.mean(0), dim=1)
-    near = (middle @ middle.T).argsort(1, descending=True)[:, 2:50]
-    groups = [torch.tensor([k in s for s in zoo.sites]) for k in ("conv", ".ff.")]
-    if temperature:
-        enc.scale = nn.Parameter(torch.tensor(math.log(1 / temperature)), requires_grad=False)
-    opt = torch.optim.AdamW([p for p in enc.parameters() if p.requires_grad], lr=RATE, weight_decay=decay)
-    rate = torch.optim.lr_scheduler.OneCycleLR(opt, RATE, total_steps=steps, pct_start=.1)
-    best, kept, row = -1, None, torch.arange(BATCH)
-    for step in range(1, steps + 1):
-        enc.train()
-        a = torch.randint(len(train), (BATCH,))
-        if hard:
-            half = BATCH // 2
-            a[half:] = near[a[:half], torch.randint(near.shape[1], (half,))]
-        b = torch.randint(len(train), (BATCH,))
-        share = torch.rand(BATCH) * share_most * (torch.rand(BATCH) < mix)
-        absent = torch.rand(BATCH, len(zoo.sites)) < leave
-        for g in groups:
-            absent |= (torch.rand(BATCH, 1) < .2) & g
-        v = enc(*mixture(sketch, norm, sigma, a, b, share, noise), absent)
-        said = torch.randint(3, (BATCH,))
-        mine = own[a, said]
-        scale = enc.scale.exp().clamp(max=100)
-        asked = enc.ask(meanings)
-        logit = v @ asked.T * scale
-        neither = alike[mine] > SAME
-        neither[row[:, None], own[a]] = True
-        neither[row[:, None], own[b]] |= (share > 0)[:, None]
-        neither[row, mine] = False
-        loss = F.cross_entropy(logit.masked_fill(neither, -1e4), mine)
-        back = asked[mine] @ v.T * scale
-        twice = (alike[mine][:, mine] > SAME) & ~torch.eye(BATCH, dtype=torch.bool)
-        loss = loss + .5 * F.cross_entropy(back.masked_fill(twice, -1e4), row)
+def crowds(queries, times=4, seed=0):
+    """[n, most, 2] and [n, most]: crowds of CROWDS adapters, none of them of the thing, and in every other one more, of the
+    concept: x, who is there, who is right; [n] how many are there."""
+    g, of = torch.Generator().manual_seed(seed), []
+    for x, right, thing in queries:
+        for n in CROWDS * times:
+            for absent in (False, True):
+                who = torch.randperm(len(x), generator=g)[:n]
+                who, mine = who[~thing[who]], right.nonzero()[:, 0]
+                who = who if absent else torch.cat([who, mine[torch.randint(len(mine), (1,), generator=g)]])
+                of.append((x[who], right[who], n))
+    pad = torch.nn.utils.rnn.pad_sequence
+    there = pad([torch.ones(len(o[0])) for o in of], True) > 0
+    return pad([o[0] for o in of], True), there, pad([o[1] for o in of], True), torch.tensor([o[2] for o in of])
+
+
+def likely(match, x, there):
+    """[n, most]: softmax over the crowd and one that stands for none of them, whose score is 0."""
+    s = (x @ match[1:3] + match[0]).masked_fill(~there, -1e9)
+    return torch.cat([s, torch.zeros(len(s), 1)], 1).softmax(1)[:, :-1]
+
+
+def outcome(p, right, least):
+    """[n] each: the likeliest is taken and right; taken and wrong, where a right one was there; taken where none was."""
+    best = p.argmax(1)
+    took, good, there = p.max(1)[0] >= least, right[torch.arange(len(p)), best], right.any(1)
+    return took & good, took & ~good & there, took & ~there
+
+
+def calibrate(zoo, told, enc, steps=300):
+    """[constant, of likeness, of answer, least]: by maximum likelihood, half the crowds without what is asked for; least
+    where right less false less half of wrong is greatest (a wrong one is mostly of the kind that was asked for)."""
+    x, there, right, _ = crowds(queries(zoo, told, enc, "calibration"))
+    match = torch.tensor([-5., 3., 5.], requires_grad=True)
+    opt, found = torch.optim.Adam([match], .1), right.any(1)
+    for _ in range(steps):
+        p = likely(match, x, there)
+        loss = -torch.where(found, (p * right).sum(1), 1 - p.sum(1)).clamp(min=1e-9).log().mean()
         opt.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(enc.parameters(), 1)
         opt.step()
-        rate.step()
-        if step % 250 == 0 or step == steps:
-            r = ranks(zoo, enc.read(*all_), enc.ask, "calibration")
-            now = float((1 / r).mean())
-            if say:
-                say(f"{step}: loss {loss.item():.2f}, temperature {1 / scale.item():.3f}, calibration: first "
-                    f"{100 * (r == 1).float().mean():.0f} %, of five {100 * (r < 6).float().mean():.0f} %, "
-                    f"mean 1 / place {now:.3f}")
-            if now > best:
-                best, kept = now, copy.deepcopy(enc.state_dict())
-    enc.load_state_dict(kept)
-    return enc.eval()
+    match = match.detach()
+    p = likely(match, x, there)
+    net = {k / 20: float(sum(s * o.float().sum() for s, o in zip((1, -.5, -1), outcome(p, right, k / 20)))) for k in range(2, 19)}
+    return [*(round(float(v), 4) for v in match), max(net, key=net.get)]
 
 
-def write(enc, directions, folder, fingerprint):
-    """directions: {site: (L, R)}"""
+# ---- writing
+
+
+def write(enc, folder, fingerprint):
     os.makedirs(folder, exist_ok=True)
-    out = {"position": enc.position, "absent": enc.absent, "projection.weight": enc.projection.weight,
-           "projection.bias": enc.projection.bias, "text.weight": enc.text.weight, "text.mean": enc.mean,
-           "final_layer_norm.weight": enc.final_layer_norm.weight, "final_layer_norm.bias": enc.final_layer_norm.bias}
-    for j, s in enumerate(enc.sites):
-        left, right = directions[s]
-        out.update({f"sites.{j}.left": left, f"sites.{j}.right": right, f"sites.{j}.narrow": enc.narrow[j]})
-    for k, t in enumerate(enc.tokens):
-        out.update({f"kinds.{k}.weight": t.weight, f"kinds.{k}.bias": t.bias})
-    for k, b in enumerate(enc.layers):
-        out.update({f"encoder.layers.{k}.{n}": v for n, v in b.state_dict().items()})
+    z, s, a = enc.sizes, enc.by_sketch, enc.by_answer
+    (p, q), n = z["sketch"], z["states"]
+    upper = torch.triu_indices(n, n)
+    both = a.weight.unflatten(1, (n, n))
+    both = (both + both.mT)[:, upper[0], upper[1]] * torch.where(upper[0] == upper[1], .5, 1)
+    out = {"sketch.bias": s.bias, "sketch.text": s.text, "sketch.mean": s.mean,
+           "answer.main": enc.main, "answer.weight": both, "answer.bias": a.bias, "answer.text": a.text, "answer.mean": a.mean}
+    for j, name in enumerate(enc.zoo.sites):
+        left, right = enc.directions[name]
+        out.update({f"sites.{j}.left": left[:p], f"sites.{j}.right": right[:q],
+                    f"sites.{j}.weight": s.weight[:, j * p * q:(j + 1) * p * q]})
     save_file({k: v.detach().half().contiguous() for k, v in out.items()}, os.path.join(folder, "model.safetensors"))
-    z = enc.sizes
-    config = {"model": fingerprint, "hidden_size": z["width"], "intermediate_size": 4 * z["width"],
-              "num_hidden_layers": z["layers"], "num_attention_heads": z["heads"], "hidden_act": "gelu",
-              "projection_dim": z["dim"], "sketch": z["sketch"], "kept": z["kept"], "spectrum": z["spectrum"],
-              "match": enc.match, "kinds": len(enc.kinds), "kind": enc.kind, "sites": ["unet." + s for s in enc.sites]}
+    config = {"model": fingerprint, **z, "match": enc.match, "sites": ["unet." + s for s in enc.zoo.sites]}
     with open(os.path.join(folder, "config.json"), "w") as f:
         json.dump(config, f, indent=2)
         f.write("\n")
@@ -234,14 +195,13 @@ def main():
     p.add_argument("zoo")
     p.add_argument("folder")
     p.add_argument("--fingerprint", required=True, help="of the model, as weft model list --json says it")
-    p.add_argument("--steps", type=int, default=2000)
-    p.add_argument("--base", default="differ", help="directions of the sketches: differ, inputs, random")
     o = p.parse_args()
     torch.set_num_threads(1)
     zoo = Zoo(o.model, o.zoo)
     told = zoo.tell(zoo.adapters)
-    enc = learn(zoo, told, o.steps, base=o.base, say=lambda s: print(s, flush=True))
-    write(enc, zoo.bases[o.base], o.folder, o.fingerprint)
+    enc = Encoder(zoo, told)
+    enc.match = calibrate(zoo, told, enc)
+    write(enc, o.folder, o.fingerprint)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 HERE = os.path.dirname(os.path.abspath(__file__))
 ASSETS = os.path.join(HERE, "../../assets")
 sys.path.insert(0, os.path.join(ASSETS, "train"))
-from deltas import SINGULAR, Zoo  # noqa: E402
-from encoder import Encoder, write  # noqa: E402
+from deltas import CROSSING, Texts  # noqa: E402
+from encoder import Encoder, Map, write  # noqa: E402
 
-SIZES = dict(sketch=[6, 5], kept=8, spectrum=4, width=32, layers=2, heads=4, dim=48)
+SIZES = dict(sketch=[6, 5], states=10, dim=[16, 12])
 BLOCKS = ("down_blocks.1.attentions.0", "mid_block.attentions.0", "up_blocks.0.attentions.1")
 SITES = [f"{b}.transformer_blocks.0.attn2.{s}" for b in BLOCKS for s in ("to_q", "to_k", "to_v", "to_out.0")] + [
     "down_blocks.1.resnets.0.conv1", "mid_block.resnets.1.conv2"]
@@ -59,56 +59,59 @@ def halved(t):
     return t.half().float()
 
 
-@torch.no_grad()
-def encoder(base):
+class Untrained(Encoder):
     """Its weights are exact in the file's half precision."""
-    torch.manual_seed(7)
-    weight = torch.stack([base.get_submodule(s).weight.norm() for s in SITES])
-    enc, directions = Encoder(SITES, weight, dropout=0, sizes=SIZES).eval(), {}
-    for p in enc.parameters():
-        p.data = halved(p + .05 * torch.randn_like(p))
-    for s in SITES:
-        out, into = base.get_submodule(s).weight.flatten(1).shape
-        directions[s] = tuple(halved(torch.linalg.qr(torch.randn(n, k))[0].T) for n, k in ((out, 6), (into, 5)))
-    for j in range(len(SITES)):
-        enc.narrow[j].data = halved(torch.randn(8, 30))
-    return enc, directions
+
+    def __init__(self, base):
+        torch.manual_seed(7)
+        self.zoo, self.sizes, self.match, self.directions = Texts(os.path.join(ASSETS, "model")), SIZES, [-2.0, 4.0, 1.5, .3], {}
+        self.zoo.sites = SITES
+        for s in SITES:
+            out, into = base.get_submodule(s).weight.flatten(1).shape
+            self.directions[s] = tuple(halved(torch.linalg.qr(torch.randn(n, k))[0].T) for n, k in zip((out, into), SIZES["sketch"]))
+        width, n = len(self.zoo.middle), SIZES["states"]
+        self.main = halved(torch.linalg.qr(torch.randn(width, n))[0].T)
+        self.by_sketch = self.map(len(SITES) * 30, self.zoo.eye.config.projection_dim, SIZES["dim"][0], self.zoo.meaning)
+        self.by_answer = self.map(n * n, width, SIZES["dim"][1], self.state)
+        # both halves of what is symmetric weigh the same, a quarter so that their sum is exact in half precision
+        w = self.by_answer.weight.unflatten(1, (n, n))
+        self.by_answer.weight = halved(w + w.mT).flatten(1) / 4
+
+    @staticmethod
+    def map(n, texts, dim, y):
+        m = Map.__new__(Map)
+        m.y, m.weight, m.bias = y, halved(torch.randn(dim, n) / n ** .5), halved(.1 * torch.randn(dim))
+        m.text, m.mean = halved(torch.randn(dim, texts) / texts ** .5), halved(.02 * torch.randn(texts))
+        return m
 
 
 @torch.no_grad()
 def main():
     base, out, seen = unet(), {}, set()
-    enc, directions = encoder(base)
-    enc.match = [-2.0, 4.0, 1.5]
-    write(enc, directions, os.path.join(HERE, "data/encoder"), sys.argv[1])
+    enc = Untrained(base)
+    write(enc, os.path.join(HERE, "data/encoder"), sys.argv[1])
+    crossing = [n for n, m in base.named_modules() if n.endswith(CROSSING)]
     for row in json.load(open(os.path.join(ASSETS, "adapters/index.json"))):
         if row["kind"] in seen or row["kind"] == "shira":
             continue
         seen.add(row["kind"])
         after = merged(row)
-        sketch, norm, sigma = [], torch.zeros(1, len(enc.sites)), torch.zeros(1, len(enc.sites), SINGULAR)
-        for j, s in enumerate(enc.sites):
-            left, right = directions[s]
-            d = (after[s] - base.get_submodule(s).weight).flatten(1) if s in after else torch.zeros(len(left.T), len(right.T))
-            values = torch.linalg.svdvals(d.double()).float()
-            norm[0, j] = values.norm() if values[0] > 1e-6 else 0
-            sigma[0, j] = torch.cat([values, torch.zeros(SINGULAR)])[:SINGULAR]
-            sketch.append((left @ d @ right.T)[None])
-        out[row["name"]] = enc(sketch, norm, sigma)[0]
-        out[row["name"] + " strength"] = (norm / enc.weight).norm()[None]
+
+        def changed(s):
+            w = base.get_submodule(s).weight
+            d = (after[s] - w).flatten(1) if s in after else torch.zeros_like(w).flatten(1)
+            return d if d.abs().max() > 1e-6 else torch.zeros_like(d)
+
+        d = {s: changed(s) for s in SITES}
+        norm = torch.stack([x.norm() for x in d.values()])[None]
+        told = {"sketch": {"inputs": {s: (left @ d[s] @ right.T)[None] for s, (left, right) in enc.directions.items()}},
+                "norm": norm,
+                "answer": enc.zoo.answer(torch.cat([changed(s) / base.get_submodule(s).weight.norm() for s in crossing]))[None]}
+        out[row["name"]] = enc.read(told)[0]
+        out[row["name"] + " strength"] = (norm / torch.stack([base.get_submodule(s).weight.norm() for s in SITES])).norm()[None]
     for t in TEXTS:
-        out["text: " + t] = enc.ask(Zoo.meaning(Words(), t))
+        out["text: " + t] = enc.ask(t)
     save_file({k: v.contiguous() for k, v in out.items()}, os.path.join(HERE, "data/encoder.safetensors"))
-
-
-class Words:
-    """What Zoo.meaning needs of a Zoo."""
-
-    def __init__(self):
-        from transformers import CLIPModel, CLIPTokenizer
-        scorer = os.path.join(ASSETS, "scorer")
-        self.eye, self.eye_tok = CLIPModel.from_pretrained(scorer).float().eval(), CLIPTokenizer.from_pretrained(scorer)
-        self.known = {}
 
 
 if __name__ == "__main__":
