@@ -1,15 +1,19 @@
 /* weft add: takes adapter files and folders into the repository. */
+#include "making.h"
 #include "shelf.h"
+
+#include "retrieve/find.h"
 
 #include <stdio.h>
 #include <string.h>
 
 struct add {
     struct shelf s;
-    bool copy;
+    struct making m;
+    bool copy, unread;
 };
 
-#define MAX_OPTIONS 6
+#define MAX_OPTIONS 8
 
 static void make_options(struct option *o, void *target)
 {
@@ -17,6 +21,10 @@ static void make_options(struct option *o, void *target)
     const struct option table[] = {
         {"copy", 0, OPTION_FLAG, &c->copy, NULL,
          "keep a copy of our own; without it files are used where they lie", 0, 0, NULL},
+        {"for", 0, OPTION_TEXT, &c->m.given.model, "MODEL",
+         "the model for which weights are read; default: as of weft render", 0, 0, NULL},
+        {"unread", 0, OPTION_FLAG, &c->unread, NULL,
+         "leave the weights to the first weft search or --auto", 0, 0, NULL},
         {"verbose", 'v', OPTION_FLAG, &c->s.verbose, NULL, "name unchanged files as well", 0, 0,
          NULL},
         SHELF_OPTIONS(&c->s),
@@ -46,6 +54,26 @@ void shelf_event(void *user, const struct repo_event *e)
            e->reason ? "  " : "", shown(e->reason));
 }
 
+/* What the weights of those that fit the model do, so that the first search need not. Without a model nothing is. */
+static int read_weights(struct add *c, struct err *err)
+{
+    struct finder *f = NULL;
+    int unread = 0;
+    c->m.repo = c->s.r;
+    int rc = making_request(&c->m, "", err);
+    rc = rc < 0 ? rc : making_model(&c->m, err);
+    rc = rc < 0 ? rc : making_finder(&c->m, &f, err);
+    if (rc < 0 && !c->m.given.model) {
+        err_clear(err);
+        return 0;
+    }
+    progress_start(&c->s.bar);
+    rc = rc < 0 ? rc : finder_read(f, shelf_progress, &c->s, &unread, err);
+    progress_end(&c->s.bar);
+    finder_close(f);
+    return rc;
+}
+
 static int run(const struct command *self, int argc, char **argv)
 {
     struct add c = {.copy = false};
@@ -65,11 +93,15 @@ static int run(const struct command *self, int argc, char **argv)
     if (rc == 0 && !c.s.json)
         printf("%d added, %d duplicate, %d unchanged, %d refused\n", sum.added, sum.duplicate,
                sum.unchanged, sum.refused);
-    if (rc == 0 && cli_stopped())
+    if (rc == 0 && sum.added && !c.unread && !cli_stopped())
+        rc = read_weights(&c, &err);
+    if ((rc == 0 && cli_stopped()) || rc == ERR_STOPPED)
         rc = err_set(&err, ERR_STOPPED, "stopped; what is named above is in");
     if (rc == 0 && sum.refused && !sum.added && !sum.duplicate && !sum.unchanged)
         rc = err_set(&err, ERR_FORMAT, "%s: none of %d files could be taken", shown(c.s.rest[0]),
                      sum.refused);
+    c.m.repo = NULL; /* the shelf's */
+    making_release(&c.m);
     return shelf_close(&c.s, rc, &err);
 }
 
@@ -86,5 +118,7 @@ const struct command command_add = {
         "file\n"
         "that cannot be taken is named with the reason and does not stop the others; the exit "
         "code\n"
-        "is 1 when none could be taken.",
+        "is 1 when none could be taken. What the weights do is then read for the model, as weft "
+        "search\n"
+        "needs it, and kept.",
 };
