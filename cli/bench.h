@@ -31,6 +31,8 @@ void bench_remove_tree(const char *dir);
 int bench_store(int argc, char **argv);
 int bench_compose(int argc, char **argv);
 int bench_retrieve(int argc, char **argv);
+/* How long the weights of an adapter take to be read, the shipped ones or one of SD 1.5's shape; one thread. */
+int bench_weights(bool json, bool sd15, struct err *err);
 void bench_store_help(void);
 void bench_compose_help(void);
 void bench_retrieve_help(void);

@@ -22,7 +22,7 @@ enum {
     TURNS = 50,     /* of opening */
     K = 10,
     GROUP = 10000, /* rows a transaction */
-    MAX_OPTIONS = 8
+    MAX_OPTIONS = 9
 };
 #define ENCODER "bench"
 #define ASKED   "queries"
@@ -31,7 +31,7 @@ enum {
 struct bench {
     const char *dir, *kind;
     int rows, adapters, dim;
-    bool json, keep;
+    bool json, keep, sd15;
     struct bench_folder in;
     char file[500];
     float *centre; /* [CENTRES, dim] */
@@ -55,6 +55,8 @@ static void make_options(struct option o[MAX_OPTIONS], struct bench *b)
          "where to work, on the disk that is meant; default /tmp", 0, 0, NULL},
         {"keep", 0, OPTION_FLAG, &b->keep, NULL,
          "leave what was made there, for tests/bench/peers/faiss_index.py", 0, 0, NULL},
+        {"sd15", 0, OPTION_FLAG, &b->sd15, NULL,
+         "only how long a LoRA of SD 1.5's shape takes to be read (5 GB, a minute)", 0, 0, NULL},
         {"json", 0, OPTION_FLAG, &b->json, NULL, "a line a figure: name, value, unit", 0, 0, NULL},
         {.name = NULL},
     };
@@ -66,7 +68,9 @@ void bench_retrieve_help(void)
     struct bench b;
     struct option o[MAX_OPTIONS];
     make_options(o, &b);
-    bench_help("weft bench retrieve measures the index of embeddings:", o);
+    bench_help("weft bench retrieve measures reading the weights of adapters, and the index of "
+               "their vectors:",
+               o);
 }
 
 static void figure(const struct bench *b, const char *name, double value, const char *unit)
@@ -391,7 +395,8 @@ static int bench_cold(struct bench *b, struct err *err)
 
 static int bench_all(struct bench *b, struct err *err)
 {
-    int rc = fill(b, err);
+    int rc = bench_weights(b->json, false, err);
+    rc = rc < 0 ? rc : fill(b, err);
     rc = rc < 0 ? rc : bench_build(b, err);
     rc = rc < 0 ? rc : bench_warm(b, err);
     return rc < 0 ? rc : bench_cold(b, err);
@@ -407,6 +412,8 @@ int bench_retrieve(int argc, char **argv)
     int rc = bench_parse(o, argc, argv, &err);
     if (rc < 0)
         return cli_fail(&err);
+    if (b.sd15)
+        return bench_weights(b.json, true, &err) < 0 ? cli_fail(&err) : EXIT_DONE;
     if (b.adapters < 0)
         b.adapters = b.rows < USUAL ? b.rows : USUAL;
     rc = bench_folder_make(&b.in, b.dir, &err);

@@ -10,6 +10,10 @@ void dgemm_(const char *ta, const char *tb, const int *m, const int *n, const in
             const double *alpha, const double *a, const int *lda, const double *b, const int *ldb,
             const double *beta, double *c, const int *ldc, size_t ta_len, size_t tb_len);
 
+void dsyrk_(const char *half, const char *t, const int *n, const int *k, const double *alpha,
+            const double *a, const int *lda, const double *beta, double *c, const int *ldc,
+            size_t half_len, size_t t_len);
+
 int eigen(double *a, int n, double *value, struct err *err)
 {
     int lwork = 8 * n, info = 0;
@@ -31,6 +35,13 @@ void multiply(double *c, const double *a, const double *b, int n, int k, int m, 
     if (n && m && k)
         dgemm_("N", across ? "T" : "N", &m, &n, &k, &one, b, &m, a, across ? &n : &k, &beta, c, &m,
                1, 1);
+}
+
+void add_gram(double *c, const double *a, int n, int m)
+{
+    const double one = 1;
+    if (n && m)
+        dsyrk_("U", "N", &m, &n, &one, a, &m, &one, c, &m, 1, 1);
 }
 
 double vector_dot(const float *a, const float *b, int n)

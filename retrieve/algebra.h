@@ -18,6 +18,9 @@ int eigen(double *a, int n, double *value, struct err *err);
 void multiply(double *c, const double *a, const double *b, int n, int k, int m, bool across,
               double beta);
 
+/* c [m, m] += a^T a, a [n, m], of which only the half c[i m + j], i >= j, is made (BLAS' dsyrk). */
+void add_gram(double *c, const double *a, int n, int m);
+
 double vector_dot(const float *a, const float *b, int n);
 /* Returns the length that v had; a vector of zeros stays one. */
 double vector_unit(float *v, int n);

@@ -416,7 +416,7 @@ static int rows_open(struct rows *s, const struct responder *r, struct err *err)
 static void flush(struct rows *s)
 {
     multiply(s->turned, s->v, s->in, s->n, s->width, s->width, false, 0);
-    multiply(s->h, s->turned, s->turned, s->width, s->n, s->width, true, 1);
+    add_gram(s->h, s->turned, s->n, s->width);
     s->n = 0;
 }
 
@@ -699,6 +699,10 @@ int responder_read(const struct responder *r, const struct adapter *a, struct re
     rc = rc < 0 ? rc : gather(r, a, &s, err);
     if (rc == 0) {
         flush(&s);
+        for (int i = 0; i < s.width; i++)
+            for (int j = 0; j < i; j++)
+                s.h[(size_t)j * (size_t)s.width + (size_t)i] =
+                    s.h[(size_t)i * (size_t)s.width + (size_t)j];
         rc = write_rows(r, s.h, out->row, err);
     }
     if (rc == 0) {

@@ -148,6 +148,7 @@ def outcome(p, right, least):
     return took & good, took & ~good & there, took & ~there
 
 
+@torch.enable_grad()
 def calibrate(zoo, told, enc, steps=300):
     """[constant, of likeness, of answer, least]: by maximum likelihood, half the crowds without what is asked for; least
     where right less false less half of wrong is greatest (a wrong one is mostly of the kind that was asked for)."""

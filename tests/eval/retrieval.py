@@ -9,6 +9,7 @@ adapters (bootstrap), and the difference in "among five" to the last of the ways
 """
 import argparse
 import csv
+import functools
 import os
 import random
 import sys
@@ -20,6 +21,8 @@ from torch.nn import functional as F
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "../../assets/train"))
 from deltas import Zoo, joined  # noqa: E402
+from encoder import ALWAYS, CROWDS, Encoder, calibrate, crowds, likely, outcome, queries, ridge, targets  # noqa: E402
+from transformer import Transformer, learn, sketches  # noqa: E402
 
 
 # ---- what is no right answer
@@ -51,72 +54,71 @@ def perturbed(b, a, g):
 # ---- ways to score: each gives [gallery] for a text
 
 
-def standard(x):
-    return (x - x.mean()) / x.std()
-
-
 class Ridge:
-    """Linear in what an adapter is told by, x [gallery, n] of about unit length; to texts y(text), by kernel ridge
-    regression on train with lambda by leaving one out (retrieve/ridge.h)."""
+    """Linear in what an adapter is told by, kernel [gallery, train] its inner products; to texts y(text)."""
 
-    def __init__(self, zoo, train, kernel, y):
-        texts = torch.stack([torch.stack([y(c) for c in zoo.rows[i]["captions"]]).mean(0) for i in train])
-        self.y, self.mean = y, texts.mean(0)
-        t, k = (F.normalize(texts, dim=1) - self.mean).double(), kernel.double()
-        own, best = k[train], None
-        e, q = torch.linalg.eigh(own)
-        for step in range(-14, 5):
-            lam = 2.0 ** step * own.diagonal().mean()
-            h = q * (e.clamp(min=0) / (e.clamp(min=0) + lam)) @ q.T
-            miss = ((t - h @ t) / (1 - h.diagonal())[:, None]).square().mean()
-            if best is None or miss < best[0]:
-                best = miss, lam
-        self.v = F.normalize((k @ torch.linalg.solve(own + best[1] * torch.eye(len(own)), t)).float(), dim=1)
+    def __init__(self, zoo, kernel, y):
+        train = zoo.of("train")
+        t, self.mean = targets(zoo, train, y)
+        self.y = y
+        self.v = F.normalize((kernel.double() @ ridge(kernel[train].double(), t.double())[0]).float(), dim=1)
 
     def __call__(self, text):
         return self.v @ F.normalize(self.y(text) - self.mean, dim=0)
 
 
-def linear(x):
+def linear(zoo, x):
     """Kernel of rows."""
     x = F.normalize(x, dim=1)
-    return lambda train: x @ x[train].T + .1
+    return x @ x[zoo.of("train")].T + ALWAYS
 
 
-def ways(zoo, told, train, extra):
-    def flat(base, share):
-        return F.normalize(torch.cat([told["sketch"][base][s].flatten(1) /
-                                      (zoo.weight[j] if share else told["norm"][:, j, None].clamp(min=1e-12))
-                                      for j, s in enumerate(zoo.sites)], 1), dim=1)
+TRANSFORMERS = {"as it was": {}, "inputs' directions": {"base": "inputs"}, "without spectrum": {"spectrum": False},
+                "temperature 1": {"temperature": 1}, "without hard negatives": {"hard": False}}
 
-    def state(text):
-        return F.normalize(((zoo.states(text) - zoo.middle) @ zoo.out).mean(0), dim=0)
 
+def transformers(zoo, told, folder):
+    """Trained where FOLDER has none yet: some minutes each."""
+    os.makedirs(folder, exist_ok=True)
+    for name, how in TRANSFORMERS.items():
+        file = os.path.join(folder, name.replace("'", "").replace(" ", "-") + ".pt")
+        if not os.path.exists(file):
+            own = {k: ({b: {s: x[:len(zoo.adapters)] for s, x in v.items()} for b, v in told[k].items()} if k == "sketch"
+                       else v[:len(zoo.adapters)]) for k, v in told.items()}
+            with torch.enable_grad():
+                torch.save(learn(zoo, own, 1500, dropout=.2, noise=.3, mix=.8, decay=.2, say=print, **how).state_dict(), file)
+        t = Transformer(zoo.sites, zoo.weight, how.get("spectrum", True))
+        t.load_state_dict(torch.load(file))
+        v = t.read(*sketches(zoo, told, how.get("base", "differ")))
+        yield "transformer, " + name, lambda text, t=t, v=v: v @ t.ask(zoo.meaning(text))
+
+
+def ways(zoo, told, extra, folder):
     spectrum = torch.cat([(told["sigma"] / told["norm"][..., None].clamp(min=1e-12))[..., :8].flatten(1),
                           (told["norm"] / zoo.weight).clamp(min=1e-6).log()], 1)
+    train = zoo.of("train")
     spectrum = (spectrum - spectrum[train].mean(0)) / spectrum[train].std(0).clamp(min=1e-6)
-    rows = told["answer"] @ zoo.into
-
-    def answers(chosen):
-        """Cosines of G (retrieve/learn.h)."""
-        g = torch.stack([(rows @ rows[i].T).square().sum((1, 2)) for i in chosen], 1)
-        own = torch.stack([(r @ r.T).square().sum() for r in rows]).sqrt()
-        return g / own[:, None] / own[chosen] + .1
-
-    sketches = linear(torch.cat([flat(b, s) for b in ("differ", "inputs") for s in (False, True)], 1))
+    enc = Encoder(zoo, told)
+    v, w = enc.read(told), enc.by_sketch.text.shape[0]
+    x = {b: enc.sketch(told["sketch"][b], told["norm"]) for b in zoo.bases}
+    match = calibrate(zoo, told, enc)
+    print("match", match, flush=True)
     g = torch.Generator().manual_seed(1)
-    out = {"chance": lambda t: torch.rand(len(rows), generator=g),
-           "answers": lambda t: zoo.scores(told, t),
-           "spectrum": Ridge(zoo, train, linear(spectrum)(train), zoo.meaning),
-           "flattened PCA": Ridge(zoo, train, extra(train), zoo.meaning),
-           "ridge, sketches": Ridge(zoo, train, sketches(train), zoo.meaning),
-           "ridge, random sketches": Ridge(zoo, train, linear(torch.cat([flat("random", s) for s in (False, True)], 1))(train),
-                                           zoo.meaning),
-           "ridge, answers": Ridge(zoo, train, answers(train), state)}
-    both = out["ridge, sketches"], out["ridge, answers"]
-    out["both ridges"] = lambda t: both[0](t) + both[1](t)
-    out["answers + both ridges"] = lambda t: standard(out["answers"](t)) + .8 * standard(out["both ridges"](t))
-    return out
+    answers = functools.lru_cache(None)(lambda t: zoo.scores(told, t))
+    yield "chance", lambda t: torch.rand(len(v), generator=g)
+    yield "answers", answers
+    yield "spectrum", Ridge(zoo, linear(zoo, spectrum), zoo.meaning)
+    yield "flattened PCA", Ridge(zoo, extra(train), zoo.meaning)
+    yield "sketches, random directions", Ridge(zoo, linear(zoo, x["random"]), zoo.meaning)
+    yield "sketches, where train differs", Ridge(zoo, linear(zoo, x["differ"]), zoo.meaning)
+    yield "sketches, inputs' directions", lambda t: v[:, :w] @ enc.ask(t)[:w]
+    yield "the same and spectrum", Ridge(zoo, linear(zoo, torch.cat([x["inputs"], .3 * F.normalize(spectrum, dim=1)], 1)),
+                                         zoo.meaning)
+    yield "answers, ridge", lambda t: v[:, w:] @ enc.ask(t)[w:]
+    yield "encoder", lambda t: v @ enc.ask(t)
+    yield "answers and encoder", lambda t: match[1] * (v @ enc.ask(t)) + match[2] * answers(t).clamp(-3, 3)
+    if folder:
+        yield from transformers(zoo, told, folder)
 
 
 def inner(zoo, chosen, made):
@@ -159,22 +161,20 @@ def places(zoo, way, split, same):
     return np.array(out).reshape(-1, 3)
 
 
-def chosen(zoo, way, split, same, least):
-    """Of adapters asked for by their short caption: shares that are chosen rightly (first, and at least `least`),
-    wrongly, and not; and how often one is chosen where none of the concept is there."""
-    right, wrong, other = [], [], []
-    for i in zoo.of(split):
-        s, mine = way(zoo.rows[i]["captions"][0]), torch.tensor([x == same[i] for x in same])
-        best = float(s.max()) >= least
-        right.append(best and bool(mine[s.argmax()]))
-        wrong.append(best and not mine[s.argmax()])
-        other.append(float(s[~mine].max()) >= least)
-    return np.mean(right), np.mean(wrong), np.mean(other)
-
-
 def interval(x, r):
     means = x[r.integers(0, len(x), (2000, len(x)))].mean(1)
     return np.percentile(means, [2.5, 97.5])
+
+
+def picks(zoo, told, split):
+    """What --auto takes of crowds of adapters of train and of a split: all is set on calibration."""
+    enc = Encoder(zoo, told)
+    match = calibrate(zoo, told, enc)
+    x, there, right, n = crowds(queries(zoo, told, enc, split))
+    got = outcome(likely(torch.tensor(match[:3]), x, there), right, match[3])
+    for k in CROWDS:  # half of them without what is asked for
+        print(f"--auto from {match[3]} among {k}: of what is there taken %.0f %%, another in its stead %.0f %%; of what is not "
+              "there something taken %.0f %%" % tuple(200 * o[n == k].float().mean() for o in got), flush=True)
 
 
 @torch.no_grad()
@@ -185,6 +185,7 @@ def main():
     p.add_argument("--distractors", type=int, default=10000)
     p.add_argument("--of", default="test")
     p.add_argument("--csv", default="retrieval.csv")
+    p.add_argument("--transformers", help="a folder of trained ones, and what is missing there is trained")
     o = p.parse_args()
     torch.set_num_threads(1)
     zoo = Zoo(o.model, o.zoo)
@@ -198,7 +199,7 @@ def main():
     kinds = [zoo.rows[i]["type"] for i in zoo.of(o.of)]
     r, base = np.random.default_rng(0), None
     rows = []
-    for name, way in ways(zoo, told, train, lambda t: inner(zoo, t, made)).items():
+    for name, way in ways(zoo, told, lambda t: inner(zoo, t, made), o.transformers):
         at = places(zoo, way, o.of, same)
         base = at if name == "answers" else base
         for kind in ["all"] + sorted(set(kinds)):
@@ -216,14 +217,12 @@ def main():
             print(f"{name:24s} {kind:16s} first {100 * row['first']:5.1f}  five {100 * row['five']:5.1f} "
                   f"({100 * row['five low']:.1f} to {100 * row['five high']:.1f})  ten {100 * row['ten']:5.1f}  mrr {row['mrr']:.3f}",
                   flush=True)
-    answers = lambda t: zoo.scores(told, t)
-    for least in (.3, .4, .45, .5, .6, .7, .8, 1):
-        print(f"--auto from {least}: rightly %.1f %%, wrongly %.1f %%; where none is there %.1f %%" %
-              tuple(100 * x for x in chosen(zoo, answers, o.of, same, least)), flush=True)
     with open(o.csv, "w") as f:
         w = csv.DictWriter(f, fieldnames=list(rows[-1]))
         w.writeheader()
         w.writerows(rows)
+    if not o.distractors:
+        picks(zoo, told, o.of)
 
 
 if __name__ == "__main__":
