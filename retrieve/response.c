@@ -598,7 +598,7 @@ static int gather(const struct responder *r, const struct adapter *a, struct row
 
 /* ---- main directions ------------------------------------------------------------------------- */
 
-enum { BLOCK = 24, ROUNDS = 32 };
+enum { BLOCK = 24, ROUNDS = 16 };
 
 static double dot(const double *a, const double *b, int n)
 {
@@ -649,7 +649,7 @@ static int main_directions(const double *h, int n, double *v, double *value, str
         sum = 0;
         for (size_t i = 0; i < RESPONSE_ROWS; i++)
             sum += dot(v + i * (size_t)n, y + i * (size_t)n, n);
-        memcpy(v, y, all * sizeof *v);
+        multiply(v, y, h, BLOCK, n, n, false, 0); /* once more, before what costs as much */
         square_up(v, n);
     }
     multiply(y, v, h, BLOCK, n, n, false, 0);
