@@ -14,6 +14,10 @@ void dsyrk_(const char *half, const char *t, const int *n, const int *k, const d
             const double *a, const int *lda, const double *beta, double *c, const int *ldc,
             size_t half_len, size_t t_len);
 
+void sgemm_(const char *ta, const char *tb, const int *m, const int *n, const int *k,
+            const float *alpha, const float *a, const int *lda, const float *b, const int *ldb,
+            const float *beta, float *c, const int *ldc, size_t ta_len, size_t tb_len);
+
 int eigen(double *a, int n, double *value, struct err *err)
 {
     int lwork = 8 * n, info = 0;
@@ -35,6 +39,13 @@ void multiply(double *c, const double *a, const double *b, int n, int k, int m, 
     if (n && m && k)
         dgemm_("N", across ? "T" : "N", &m, &n, &k, &one, b, &m, a, across ? &n : &k, &beta, c, &m,
                1, 1);
+}
+
+void multiply_floats(float *c, const float *a, const float *b, int n, int k, int m)
+{
+    const float one = 1, zero = 0;
+    if (n && m && k)
+        sgemm_("N", "N", &m, &n, &k, &one, b, &m, a, &k, &zero, c, &m, 1, 1);
 }
 
 void add_gram(double *c, const double *a, int n, int m)

@@ -18,6 +18,7 @@ int eigen(double *a, int n, double *value, struct err *err);
 void multiply(double *c, const double *a, const double *b, int n, int k, int m, bool across,
               double beta);
 
+void multiply_floats(float *c, const float *a, const float *b, int n, int k, int m);
 /* c [m, m] += a^T a, a [n, m], of which only the half c[i m + j], i >= j, is made (BLAS' dsyrk). */
 void add_gram(double *c, const double *a, int n, int m);
 

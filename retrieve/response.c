@@ -386,7 +386,9 @@ int responder_width(const struct responder *r)
 /* Rows x of dW / |W|, and H = in^T (sum x^T x) in. */
 enum { ROOM = 512, SAMPLED = 128, SMALL = 256 * 256 };
 struct rows {
-    double *v, *turned, *in, *h; /* [ROOM, width] twice, [width, width] twice */
+    const float *in;   /* [width, width] */
+    float *v, *turned; /* [ROOM, width] */
+    double *wide, *h;  /* [ROOM, width]: their products need more digits; [width, width] */
     int n, width;
 };
 
@@ -394,29 +396,27 @@ static void rows_release(struct rows *s)
 {
     free(s->v);
     free(s->turned);
-    free(s->in);
+    free(s->wide);
     free(s->h);
 }
 
 static int rows_open(struct rows *s, const struct responder *r, struct err *err)
 {
     size_t w = (size_t)r->width;
-    *s = (struct rows){.width = r->width};
+    *s = (struct rows){.width = r->width, .in = r->in};
     s->v = malloc(ROOM * w * sizeof *s->v);
     s->turned = malloc(ROOM * w * sizeof *s->turned);
-    s->in = malloc(w * w * sizeof *s->in);
+    s->wide = malloc(ROOM * w * sizeof *s->wide);
     s->h = calloc(w * w, sizeof *s->h);
-    if (!s->v || !s->turned || !s->in || !s->h)
-        return err_nomem(err, 2 * (ROOM + w) * w * sizeof *s->v);
-    for (size_t i = 0; i < w * w; i++)
-        s->in[i] = r->in[i];
-    return 0;
+    return s->v && s->turned && s->wide && s->h ? 0 : err_nomem(err, 2 * (ROOM + w) * w * 8);
 }
 
 static void flush(struct rows *s)
 {
-    multiply(s->turned, s->v, s->in, s->n, s->width, s->width, false, 0);
-    add_gram(s->h, s->turned, s->n, s->width);
+    multiply_floats(s->turned, s->v, s->in, s->n, s->width, s->width);
+    for (int i = 0; i < s->n * s->width; i++)
+        s->wide[i] = s->turned[i];
+    add_gram(s->h, s->wide, s->n, s->width);
     s->n = 0;
 }
 
@@ -424,9 +424,9 @@ static void add_row(struct rows *s, const float *v, double scale)
 {
     if (s->n == ROOM)
         flush(s);
-    double *to = s->v + (size_t)s->n++ * (size_t)s->width;
+    float *to = s->v + (size_t)s->n++ * (size_t)s->width;
     for (int i = 0; i < s->width; i++)
-        to[i] = scale * v[i];
+        to[i] = (float)(scale * v[i]);
 }
 
 /* Of a large dW, SAMPLED sums of its rows with random signs: their mean product is dW^T dW. */
@@ -474,8 +474,9 @@ static int add_product(struct rows *s, const struct bound *b, const char *site, 
             int some = r - i < ROOM ? r - i : ROOM;
             if (s->n + some > ROOM)
                 flush(s);
-            multiply(s->v + (size_t)s->n * w, root + (size_t)i * n, down, some, r, s->width, false,
-                     0);
+            multiply(s->wide, root + (size_t)i * n, down, some, r, s->width, false, 0);
+            for (size_t k = 0; k < (size_t)some * w; k++)
+                s->v[(size_t)s->n * w + k] = (float)s->wide[k];
             s->n += some;
         }
     }
