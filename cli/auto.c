@@ -8,9 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MOST   3   /* adapters, where no number is given */
-#define ANSWER .45 /* least answer, where there is none */
-#define SAME   .9  /* cosine from which on two do the same */
+#define MOST      3   /* adapters, where no number is given */
+#define ANSWER    .45 /* least answer, where there is none */
+#define LOOKED_AT 200 /* for a name that says the phrase */
+#define SAME      .9  /* cosine from which on two do the same */
 
 void auto_release(struct making *m)
 {
@@ -42,19 +43,65 @@ static double worth(struct finder *f, const struct found *list, int n, int at)
     return score;
 }
 
+/* Whether its name or one of its triggers says the phrase. */
+static int says(struct making *m, int64_t key, const char *phrase, bool *yes, struct err *err)
+{
+    struct repo_adapter a;
+    struct texts t = {0};
+    int rc = repo_at(m->repo, key, &a, err);
+    *yes = false;
+    if (rc != 0)
+        return rc < 0 ? rc : 0;
+    rc = repo_texts(m->repo, key, REPO_TRIGGERS, &t, err);
+    *yes = rc == 0 && concepts_says(a.name, phrase);
+    for (int i = 0; i < t.n && rc == 0; i++)
+        *yes = *yes || concepts_says(t.item[i], phrase);
+    texts_release(&t);
+    repo_adapter_release(&a);
+    return rc;
+}
+
+/* Which of the list is taken for a phrase, n: none. */
+struct choice {
+    int at;
+    bool named;
+    double score, least;
+};
+
+static int choose(struct making *m, struct finder *f, const char *phrase, const struct found *list,
+                  int n, struct choice *c, struct err *err)
+{
+    bool likely = !isnan(finder_least(f));
+    double least = likely ? finder_least(f) : ANSWER, enough = likely ? least / 10 : least / 2;
+    int best = n, rc = 0;
+    *c = (struct choice){.at = n, .least = least};
+    for (int i = 0; i < n && i < LOOKED_AT && list[i].score > 0 && c->at == n && rc == 0; i++) {
+        if (taken(m, f, list[i].key))
+            continue;
+        best = best == n ? i : best;
+        if (list[i].score >= enough)
+            rc = says(m, list[i].key, phrase, &c->named, err);
+        c->at = c->named ? i : n;
+    }
+    c->score = best < n ? worth(f, list, n, best) : 0;
+    if (c->named)
+        c->score = list[c->at].score;
+    else if (c->score >= least)
+        c->at = best;
+    return rc;
+}
+
 static int pick(struct making *m, struct finder *f, const struct concept *c,
                 const struct found *list, int n, struct err *err)
 {
-    double least = finder_least(f);
-    int best = 0;
-    least = isnan(least) ? ANSWER : least;
-    while (best < n && list[best].score > 0 && taken(m, f, list[best].key))
-        best++;
-    double score = best < n ? worth(f, list, n, best) : 0;
-    if (score < least) {
+    struct choice best;
+    int rc = choose(m, f, c->text, list, n, &best, err);
+    if (rc < 0)
+        return rc;
+    if (best.at == n) {
         if (m->verbose)
-            fprintf(stderr, "%s: nothing fits (best %.2f, %.2f is asked for)\n", c->text, score,
-                    least);
+            fprintf(stderr, "%s: nothing fits (best %.2f, %.2f is asked for)\n", c->text,
+                    best.score, best.least);
         return 0;
     }
     struct auto_pick *more = realloc(m->pick, ((size_t)m->n_pick + 1) * sizeof *more);
@@ -62,7 +109,7 @@ static int pick(struct making *m, struct finder *f, const struct concept *c,
         return err_nomem(err, sizeof *more);
     m->pick = more;
     struct repo_adapter a;
-    int rc = repo_at(m->repo, list[best].key, &a, err);
+    rc = repo_at(m->repo, list[best.at].key, &a, err);
     if (rc != 0)
         return rc < 0 ? rc : 0;
     struct auto_pick *p = &m->pick[m->n_pick];
@@ -70,15 +117,17 @@ static int pick(struct making *m, struct finder *f, const struct concept *c,
                             .key = a.key,
                             .at = c->at,
                             .n = c->n,
-                            .score = score,
-                            .next = best + 1 < n ? list[best + 1].score : 0};
+                            .named = best.named,
+                            .score = best.score,
+                            .next = best.at + 1 < n ? list[best.at + 1].score : 0};
     snprintf(p->phrase, sizeof p->phrase, "%s", c->text);
     repo_adapter_release(&a);
     if (!p->name)
         return err_nomem(err, 64);
     m->n_pick++;
     if (m->verbose)
-        fprintf(stderr, "%s: %s, %.2f; the next %.2f\n", p->phrase, p->name, p->score, p->next);
+        fprintf(stderr, "%s: %s, %.2f%s; the next %.2f\n", p->phrase, p->name, p->score,
+                p->named ? ", and it says so" : "", p->next);
     return 0;
 }
 

@@ -3,7 +3,8 @@
  *     rc = auto_choose(&m, &err);     // after the model is there, before prompts are read
  *
  * Each phrase of the prompt (retrieve/concepts.h) is asked for by weights (retrieve/find.h); the best adapter is taken
- * where it is good enough and does nothing that one before does. Its trigger words take the place of its class word in
+ * where it is good enough and does nothing that one before does. One whose name or trigger has the phrase in it goes
+ * before, and for it half of what is asked for is enough, or a tenth where scores are likelihoods. Its trigger words take the place of its class word in
  * the phrase, or stand in front of it. Of several, superpose:uncond=base is how they share the picture, unless another
  * strategy was named.
  */
@@ -35,6 +36,7 @@ struct auto_pick {
     char *name; /* owned */
     int64_t key;
     size_t at, n;       /* the phrase's place in the prompt */
+    bool named;         /* its name or a trigger says the phrase */
     double score, next; /* of it and of the adapter behind it */
 };
 

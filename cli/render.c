@@ -124,10 +124,10 @@ static void report(const struct render *d, const char *path, const struct cost *
     if (d->m.choose) {
         list = json_array();
         for (int i = 0; i < d->m.n_pick; i++)
-            json_array_append_new(list,
-                                  json_pack("{s:s, s:s, s:f, s:f}", "phrase", d->m.pick[i].phrase,
-                                            "name", d->m.pick[i].name, "score", d->m.pick[i].score,
-                                            "next", d->m.pick[i].next));
+            json_array_append_new(list, json_pack("{s:s, s:s, s:b, s:f, s:f}", "phrase",
+                                                  d->m.pick[i].phrase, "name", d->m.pick[i].name,
+                                                  "named", (int)d->m.pick[i].named, "score",
+                                                  d->m.pick[i].score, "next", d->m.pick[i].next));
         json_object_set_new(root, "auto", list);
     }
     if (e)

@@ -1,5 +1,6 @@
 #include "concepts.h"
 
+#include <ctype.h>
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
@@ -75,4 +76,40 @@ int concepts_split(const char *prompt, struct concept out[CONCEPTS_MOST])
         if (stop)
             begin = i;
     }
+}
+
+/* Past what is no letter or digit of ASCII; bytes of other letters count as letters. */
+static const char *word_begin(const char *p)
+{
+    while (*p && (unsigned char)*p < 128 && !isalnum((unsigned char)*p))
+        p++;
+    return p;
+}
+
+static const char *word_end(const char *p)
+{
+    while (*p && ((unsigned char)*p >= 128 || isalnum((unsigned char)*p)))
+        p++;
+    return p;
+}
+
+static bool begins(const char *text, const char *phrase)
+{
+    for (phrase = word_begin(phrase); *phrase; phrase = word_begin(word_end(phrase))) {
+        size_t n = (size_t)(word_end(phrase) - phrase);
+        if ((size_t)(word_end(text) - text) != n || strncasecmp(text, phrase, n) != 0)
+            return false;
+        text = word_begin(text + n);
+    }
+    return true;
+}
+
+bool concepts_says(const char *text, const char *phrase)
+{
+    if (!*word_begin(phrase))
+        return false;
+    for (text = word_begin(text); *text; text = word_begin(word_end(text)))
+        if (begins(text, phrase))
+            return true;
+    return false;
 }

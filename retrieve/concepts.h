@@ -20,6 +20,8 @@ struct concept {
 };
 /* How many there are; those beyond CONCEPTS_MOST, and longer phrases than text holds, are left out. */
 int concepts_split(const char *prompt, struct concept out[CONCEPTS_MOST]);
+/* Whether a name or a trigger has the phrase in it, word by word: "My_red-Lantern.v2" says "red lantern", not "ant". */
+bool concepts_says(const char *text, const char *phrase);
 /* Whether a word may be a thing: not one that joins, says where, or stands in front. */
 bool concepts_is_thing(const char *word, size_t n);
 

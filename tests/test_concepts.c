@@ -52,3 +52,25 @@ Test(concepts, long_prompts)
     cr_expect_eq(concepts_split(p, c), CONCEPTS_MOST);
     free(p);
 }
+
+/* Names and triggers, word by word. */
+Test(concepts, says_a_phrase)
+{
+    static const struct {
+        const char *text, *phrase;
+        bool yes;
+    } c[] = {{"My_red-Lantern.v2", "red lantern", true},
+             {"lantern", "Lantern", true},
+             {"sks lantern", "lantern", true},
+             {"lanterns", "lantern", false},
+             {"my_red-lantern", "ant", false},
+             {"lantern red", "red lantern", false},
+             {"red", "red lantern", false},
+             {"caf\xc3\xa9", "caf", false},
+             {"", "lantern", false},
+             {"lantern", "", false},
+             {"lantern", " -", false}};
+    for (size_t i = 0; i < sizeof c / sizeof *c; i++)
+        cr_expect_eq(concepts_says(c[i].text, c[i].phrase), c[i].yes, "%s, %s", c[i].text,
+                     c[i].phrase);
+}

@@ -1,5 +1,6 @@
 /* Adapters and texts as vectors, by a small encoder that was never trained (tests/golden/encoder.py). */
 #include "repo_fixture.h"
+#include "shell.h"
 #include "util.h"
 
 #include "retrieve/encoder.h"
@@ -404,6 +405,28 @@ Test(encoder, finds_in_a_repository)
         cr_expect_float_eq(kept[i].score, odds[i] / all, 1e-9);
     fixture_close(&f);
     encoding_close(&c);
+}
+
+/* weft add reads weights and search need not; two things are found at once, with where they act; similar tells who does
+ * the same though its weights are others. */
+Test(encoder, on_the_command_line)
+{
+    struct shell s;
+    shell_open(&s);
+    weft(&s, "add", "assets/adapters", "--home", in(&s, "home"), "--unread", NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    cr_expect(access(in(&s, "home/index"), F_OK) != 0);
+    weft(&s, "search", "a melon next to a saxophone", "-k", "3", "--weights-only", "--json",
+         "--home", in(&s, "home"), NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    cr_expect(strstr(s.out, "\"melon\"") && strstr(s.out, "\"saxophone\""), "%s", s.out);
+    cr_expect(strstr(s.out, "most to melon, in "), "%s", s.out);
+    cr_expect(strstr(s.out, " to_v (") || strstr(s.out, " to_k ("), "%s", s.out);
+    weft(&s, "similar", "kite", "--json", "--home", in(&s, "home"), NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    cr_expect(strstr(s.out, "\"otter\"") && strstr(s.out, "\"weights\":null"), "%s", s.out);
+    cr_expect(strstr(s.out, "cosine of what they do"), "%s", s.out);
+    shell_close(&s);
 }
 
 /* ---- what is refused ------------------------------------------------------------------------- */
