@@ -57,6 +57,47 @@ void bench_figure(bool json, const char *name, double value, const char *unit)
     fflush(stdout);
 }
 
+bool bench_adapts(const struct site *s)
+{
+    return s->part == COMPONENT_UNET && s->layer && strstr(s->name, "attentions.");
+}
+
+int bench_bind(struct adapter **a, struct device *dev, const struct sites *sites, int rank,
+               const float *values, size_t places, const char *name, struct err *err)
+{
+    enum { APART = 8191 };
+    struct delta_list list = {0};
+    struct bind_report report = {0};
+    size_t at = 0;
+    int rc = 0;
+    *a = NULL;
+    for (int i = 0; i < sites->n && rc == 0; i++) {
+        const struct layer *l = sites->at[i].layer;
+        if (!bench_adapts(&sites->at[i]))
+            continue;
+        struct delta *d = delta_list_add(&list, sites->at[i].name, err);
+        if (!d) {
+            rc = err->code;
+            break;
+        }
+        d->kind = DELTA_PRODUCT;
+        d->scale = 1;
+        for (int k = 0; k < 2; k++) {
+            uint64_t r = (uint64_t)rank, wide = (uint64_t)(k ? l->in : l->out);
+            struct array *to = k ? &d->f[0].b : &d->f[0].a;
+            *to = (struct array){.dtype = DT_F32,
+                                 .ndim = 2,
+                                 .dim = {k ? r : wide, k ? wide : r},
+                                 .data = values + at % places};
+            at += APART;
+        }
+    }
+    rc = rc < 0 ? rc : adapter_bind(a, dev, sites, &list, name, false, &report, err);
+    bind_report_release(&report);
+    delta_list_release(&list);
+    return rc;
+}
+
 static void figure(const struct bench *b, const char *name, double value, const char *unit)
 {
     bench_figure(b->json, name, value, unit);

@@ -5,6 +5,7 @@
 #include "unet/err.h"
 
 #include <stdbool.h>
+#include <stddef.h>
 
 struct option;
 /* A part's own options; argv[0] is its name. */
@@ -23,6 +24,15 @@ void bench_figure(bool json, const char *name, double value, const char *unit);
 /* The config of SD 1.5's UNet, with a %d for the width of its texts. */
 extern const char bench_sd15_unet[];
 
+/* An adapter of products on every attention layer of the UNet. Its factors lie in values [places + the largest factor],
+ * one behind the other at some distance, modulo places. */
+struct adapter;
+struct device;
+struct site;
+struct sites;
+bool bench_adapts(const struct site *s);
+int bench_bind(struct adapter **a, struct device *dev, const struct sites *sites, int rank,
+               const float *values, size_t places, const char *name, struct err *err);
 /* Small adapter files, no two alike, from the `from`th on, into folders of a thousand below dir. */
 int bench_make_files(const char *dir, int from, int n, struct err *err);
 void bench_remove_tree(const char *dir);

@@ -72,40 +72,11 @@ static int open_sd15(struct bench *b, struct err *err)
     return rc < 0 ? rc : sites_finish(&b->other.sites, err);
 }
 
-static bool is_adapted(const struct site *s)
-{
-    return s->part == COMPONENT_UNET && s->layer && strstr(s->name, "attentions.");
-}
-
-static struct array values(const struct bench *b, uint64_t rows, uint64_t cols)
-{
-    return (struct array){.dtype = DT_F32, .ndim = 2, .dim = {rows, cols}, .data = b->values};
-}
-
 /* All factors share the same small values: what they are costs nothing. */
 static int bind(struct bench *b, struct use *use, const char *name, struct err *err)
 {
-    struct delta_list list = {0};
-    struct bind_report report = {0};
     struct adapter *a = NULL;
-    int rc = 0;
-    for (int i = 0; i < b->m->sites.n && rc == 0; i++) {
-        const struct site *s = &b->m->sites.at[i];
-        if (!is_adapted(s))
-            continue;
-        struct delta *d = delta_list_add(&list, s->name, err);
-        if (!d) {
-            rc = err->code;
-            break;
-        }
-        d->kind = DELTA_PRODUCT;
-        d->scale = 1;
-        d->f[0].a = values(b, (uint64_t)s->layer->out, RANK);
-        d->f[0].b = values(b, RANK, (uint64_t)s->layer->in);
-    }
-    rc = rc < 0 ? rc : adapter_bind(&a, b->dev, &b->m->sites, &list, name, false, &report, err);
-    bind_report_release(&report);
-    delta_list_release(&list);
+    int rc = bench_bind(&a, b->dev, &b->m->sites, RANK, b->values, 1, name, err);
     *use = (struct use){.adapter = a, .unet = .01f, .part = 1, .match = 1, .high = NAN};
     return rc;
 }
@@ -123,7 +94,7 @@ static int open_all(struct bench *b, struct err *err)
         rc = open_sd15(b, err);
     size_t most = 0;
     for (int i = 0; rc == 0 && i < b->m->sites.n; i++)
-        if (is_adapted(&b->m->sites.at[i])) {
+        if (bench_adapts(&b->m->sites.at[i])) {
             const struct layer *l = b->m->sites.at[i].layer;
             most = (size_t)l->out > most ? (size_t)l->out : most;
             most = (size_t)l->in > most ? (size_t)l->in : most;

@@ -123,41 +123,6 @@ static const char text_config[] =
     "\"num_attention_heads\": 12, \"num_hidden_layers\": 12, \"max_position_embeddings\": 77, "
     "\"vocab_size\": %d, \"layer_norm_eps\": 1e-5, \"eos_token_id\": %d}";
 
-/* Factors of rank RANK on every attention layer, drawn from one normal sample at places of their own. */
-static int bind(const struct reading *b, struct adapter **a, float *sample, size_t n,
-                struct err *err)
-{
-    struct delta_list list = {0};
-    struct bind_report report = {0};
-    size_t at = 0;
-    int rc = 0;
-    for (int i = 0; i < b->m->sites.n && rc == 0; i++) {
-        const struct site *s = &b->m->sites.at[i];
-        if (s->part != COMPONENT_UNET || !s->layer || !strstr(s->name, "attentions."))
-            continue;
-        struct delta *d = delta_list_add(&list, s->name, err);
-        if (!d) {
-            rc = err->code;
-            break;
-        }
-        d->kind = DELTA_PRODUCT;
-        d->scale = 1;
-        for (int k = 0; k < 2; k++) {
-            uint64_t wide = (uint64_t)(k ? s->layer->in : s->layer->out);
-            struct array *to = k ? &d->f[0].b : &d->f[0].a;
-            *to = (struct array){.dtype = DT_F32,
-                                 .ndim = 2,
-                                 .dim = {k ? RANK : wide, k ? wide : RANK},
-                                 .data = sample + at % (n / 2)};
-            at += 8191;
-        }
-    }
-    rc = rc < 0 ? rc : adapter_bind(a, b->dev, &b->m->sites, &list, "rank 32", false, &report, err);
-    bind_report_release(&report);
-    delta_list_release(&list);
-    return rc;
-}
-
 /* A UNet and a text encoder of SD 1.5's widths that were never trained, the demo's tokenizer. */
 static int open_sd15(struct reading *b, struct model *m, const struct model *demo, struct err *err)
 {
@@ -195,7 +160,7 @@ static int bench_sd15(bool json, struct err *err)
     if (rc == 0) {
         rng_init(&r, RNG_TORCH, 1);
         rng_normal(&r, sample, n);
-        rc = bind(&b, &a, sample, n, err);
+        rc = bench_bind(&a, b.dev, &m.sites, RANK, sample, n / 2, "rank 32", err);
     }
     for (int i = 0; i < TURNS && rc == 0; i++)
         rc = read_bound(&b, a, err);
