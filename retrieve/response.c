@@ -599,7 +599,7 @@ static int gather(const struct responder *r, const struct adapter *a, struct row
 
 /* ---- main directions ------------------------------------------------------------------------- */
 
-enum { BLOCK = 24, ROUNDS = 16 };
+enum { BLOCK = 24, ROUNDS = 14 };
 
 static double dot(const double *a, const double *b, int n)
 {
