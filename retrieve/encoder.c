@@ -205,7 +205,7 @@ static int gather(struct matrix *m, const struct bound *b, const struct layer *l
                   struct err *err)
 {
     memset(m, 0, sizeof *m);
-    if (b->simple && b->d.kind == DELTA_PRODUCT && b->d.f[0].a.data && !b->next) {
+    if (bound_is_product(b)) {
         int rc = matrix_load(m, &b->d, site, err);
         m->scale *= b->factor;
         return rc;
@@ -216,11 +216,7 @@ static int gather(struct matrix *m, const struct bound *b, const struct layer *l
                          .cols = inner,
                          .scale = 1,
                          .f[0] = {.rows = l->out, .cols = inner}};
-    m->f[0].b = calloc((size_t)l->out * inner, sizeof(float));
-    int rc = m->f[0].b ? 0 : err_nomem(err, (size_t)l->out * inner * sizeof(float));
-    for (; b && rc == 0; b = b->next)
-        rc = bound_add(b, l, m->f[0].b, NULL, 1, err);
-    return rc;
+    return bound_whole(&m->f[0].b, b, l, err);
 }
 
 /* to [p, q] = L dW R^T / |dW|; *norm = |dW|. dW = up down, or whole: then up is 1. */

@@ -490,10 +490,8 @@ static int add_whole(struct rows *s, const struct bound *b, const struct layer *
                      struct err *err)
 {
     size_t n = (size_t)l->out * (size_t)l->in;
-    float *w = calloc(n, sizeof *w);
-    int rc = w ? 0 : err_nomem(err, n * sizeof *w);
-    for (; b && rc == 0; b = b->next)
-        rc = bound_add(b, l, w, NULL, 1, err);
+    float *w = NULL;
+    int rc = bound_whole(&w, b, l, err);
     for (int i = 0; i < l->out && rc == 0 && n <= SMALL; i++)
         add_row(s, w + (size_t)i * (size_t)l->in, weight);
     if (rc == 0 && n > SMALL)
@@ -502,27 +500,17 @@ static int add_whole(struct rows *s, const struct bound *b, const struct layer *
     return rc;
 }
 
-static bool is_product(const struct bound *b)
-{
-    return b->simple && b->d.kind == DELTA_PRODUCT && b->d.f[0].a.data && !b->next;
-}
-
 /* The sum of |dW h|^2 over states. dW = up down, or whole. */
 static int answer_of(const struct bound *b, const struct site *site, const struct query *q,
                      double *sum, struct err *err)
 {
     const struct layer *l = site->layer;
     struct matrix m = {0};
-    size_t in = (size_t)l->in, n = (size_t)l->out * in;
+    size_t in = (size_t)l->in;
     float *whole = NULL;
-    int rc = 0;
     *sum = 0;
-    if (is_product(b))
-        rc = matrix_load(&m, &b->d, site->name, err);
-    else if (!(whole = calloc(n, sizeof *whole)))
-        rc = err_nomem(err, n * sizeof *whole);
-    for (const struct bound *at = b; whole && at && rc == 0; at = at->next)
-        rc = bound_add(at, l, whole, NULL, 1, err);
+    int rc = bound_is_product(b) ? matrix_load(&m, &b->d, site->name, err)
+                                 : bound_whole(&whole, b, l, err);
     int rank = whole ? l->out : m.f[0].rank;
     const float *down = whole ? whole : m.f[0].b;
     double *x = malloc((size_t)(rank ? rank : 1) * sizeof *x);
@@ -591,8 +579,8 @@ static int gather(const struct responder *r, const struct adapter *a, struct row
         const struct bound *b = a->at[i];
         if (!b || r->weight[i] == 0)
             continue;
-        rc = is_product(b) ? add_product(s, b, sites->at[i].name, r->weight[i], err)
-                           : add_whole(s, b, sites->at[i].layer, r->weight[i], err);
+        rc = bound_is_product(b) ? add_product(s, b, sites->at[i].name, r->weight[i], err)
+                                 : add_whole(s, b, sites->at[i].layer, r->weight[i], err);
     }
     return rc;
 }

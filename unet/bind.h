@@ -94,6 +94,10 @@ int adapter_weigh(struct adapter *a, const struct sites *sites, const struct lbw
 /* w [out, in * kh * kw] += strength * dW of one delta on l's own weight, and bias [out] (NULL: not wanted) likewise. */
 int bound_add(const struct bound *b, const struct layer *l, float *w, float *bias, float strength,
               struct err *err);
+/* All that is bound there as one dW on l's own weight, [out, in kh kw], new. */
+int bound_whole(float **out, const struct bound *b, const struct layer *l, struct err *err);
+/* Whether that is one plain product of two factors. */
+bool bound_is_product(const struct bound *b);
 /* Bytes its factors take once packed. */
 size_t adapter_bytes(const struct adapter *a);
 

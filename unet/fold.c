@@ -80,6 +80,26 @@ int bound_add(const struct bound *b, const struct layer *l, float *w, float *bia
     return rc;
 }
 
+int bound_whole(float **out, const struct bound *b, const struct layer *l, struct err *err)
+{
+    size_t n = (size_t)l->out * (size_t)l->in * (size_t)l->kh * (size_t)l->kw;
+    float *w = calloc(n, sizeof *w);
+    int rc = w ? 0 : err_nomem(err, n * sizeof *w);
+    for (; b && rc == 0; b = b->next)
+        rc = bound_add(b, l, w, NULL, 1, err);
+    if (rc < 0) {
+        free(w);
+        w = NULL;
+    }
+    *out = w;
+    return rc;
+}
+
+bool bound_is_product(const struct bound *b)
+{
+    return b->simple && b->d.kind == DELTA_PRODUCT && b->d.f[0].a.data && !b->next;
+}
+
 static int fold_layer(struct fold *f, const struct site *site, int s, const struct adapter *a,
                       float strength, struct err *err)
 {
