@@ -666,12 +666,12 @@ static int compared(struct finder *f, int64_t key, float *to, struct err *err)
     struct repo_adapter a;
     double number;
     const struct encoder *e = encoder(f);
-    if (k && e && k->vector)
-        memcpy(to, k->vector, (size_t)e->dim * sizeof *to);
-    else if (k)
-        memcpy(to, k->response.row, n * sizeof *to);
-    if (k)
+    if (k && e && !k->vector)
+        return 1;
+    if (k) {
+        memcpy(to, e ? k->vector : k->response.row, (e ? (size_t)e->dim : n) * sizeof *to);
         return 0;
+    }
     int rc = repo_at(f->r, key, &a, err);
     if (rc != 0)
         return rc;
