@@ -57,6 +57,22 @@ void bench_figure(bool json, const char *name, double value, const char *unit)
     fflush(stdout);
 }
 
+static int by_size(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+void bench_percentiles(bool json, const char *what, double *t, int n)
+{
+    char name[120];
+    qsort(t, (size_t)n, sizeof *t, by_size);
+    snprintf(name, sizeof name, "%s, p50", what);
+    bench_figure(json, name, 1e3 * t[n / 2], "ms");
+    snprintf(name, sizeof name, "%s, p99", what);
+    bench_figure(json, name, 1e3 * t[(99 * n + 99) / 100 - 1], "ms");
+}
+
 bool bench_adapts(const struct site *s)
 {
     return s->part == COMPONENT_UNET && s->layer && strstr(s->name, "attentions.");

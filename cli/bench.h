@@ -21,6 +21,8 @@ int bench_folder_make(struct bench_folder *f, const char *dir, struct err *err);
 
 /* One line: a table's, or with json an object of name, value, unit. */
 void bench_figure(bool json, const char *name, double value, const char *unit);
+/* p50 and p99 of n times in seconds, which are sorted. */
+void bench_percentiles(bool json, const char *what, double *t, int n);
 /* The config of SD 1.5's UNet, with a %d for the width of its texts. */
 extern const char bench_sd15_unet[];
 

@@ -193,23 +193,7 @@ static void reset_peak(void)
     }
 }
 
-static int by_size(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* Sorts the seconds and says the 50th and 99th of a hundred. */
-static void percentiles(const struct bench *b, const char *what, double *t, int n)
-{
-    char name[100];
-    qsort(t, (size_t)n, sizeof *t, by_size);
-    snprintf(name, sizeof name, "%s, p50", what);
-    figure(b, name, 1e3 * t[n / 2], "ms");
-    snprintf(name, sizeof name, "%s, p99", what);
-    figure(b, name, 1e3 * t[(99 * n + 99) / 100 - 1], "ms");
-}
-
 static int open_index(const struct bench *b, struct repo *r, struct index **x, struct err *err)
 {
     return index_open_as(x, r, ENCODER, b->dim, b->kind, err);
@@ -325,7 +309,7 @@ static int bench_warm(struct bench *b, struct err *err)
         t[i] = cli_now() - t[i];
     }
     if (rc == 0)
-        percentiles(b, "a query for ten, warm", t, QUERIES);
+        bench_percentiles(b->json, "a query for ten, warm", t, QUERIES);
     rc = rc < 0 ? rc : bench_recall(b, b->r, x, err);
     index_close(x);
     repo_close(b->r);
@@ -384,9 +368,9 @@ static int bench_cold(struct bench *b, struct err *err)
     }
     if (rc < 0)
         return rc;
-    percentiles(b, "opening, one query, its adapters", all, TURNS);
+    bench_percentiles(b->json, "opening, one query, its adapters", all, TURNS);
     for (int k = 0; k < 4; k++)
-        percentiles(b, name[k], t[k], TURNS);
+        bench_percentiles(b->json, name[k], t[k], TURNS);
     figure(b, "  adapters found", (double)found / TURNS, "a query");
     return 0;
 }

@@ -15,22 +15,6 @@
 
 enum { RANK = 32, TURNS = 3, MOST = 200 };
 
-static int by_size(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static void tell(bool json, const char *what, double *t, int n)
-{
-    char name[120];
-    qsort(t, (size_t)n, sizeof *t, by_size);
-    snprintf(name, sizeof name, "%s, p50", what);
-    bench_figure(json, name, 1e3 * t[n / 2], "ms");
-    snprintf(name, sizeof name, "%s, most", what);
-    bench_figure(json, name, 1e3 * t[n - 1], "ms");
-}
-
 /* ---- the shipped adapters -------------------------------------------------------------------- */
 
 struct reading {
@@ -104,8 +88,8 @@ static int bench_shipped(bool json, struct err *err)
     rc = rc < 0 ? rc : encoder_open(&b.e, b.m, b.re, dir[1], dir[2], err);
     rc = rc < 0 ? rc : read_shipped(&b, dir[3], err);
     if (rc == 0 && b.n) {
-        tell(json, "demo, an adapter's answer", b.answer, b.n);
-        tell(json, "demo, its vector", b.vector, b.n);
+        bench_percentiles(json, "demo, an adapter's answer", b.answer, b.n);
+        bench_percentiles(json, "demo, its vector", b.vector, b.n);
     }
     encoder_close(b.e);
     responder_close(b.re);
@@ -165,7 +149,7 @@ static int bench_sd15(bool json, struct err *err)
     for (int i = 0; i < TURNS && rc == 0; i++)
         rc = read_bound(&b, a, err);
     if (rc == 0)
-        tell(json, "SD 1.5's shape, the answer of a rank 32 LoRA", b.answer, b.n);
+        bench_percentiles(json, "SD 1.5's shape, the answer of a rank 32 LoRA", b.answer, b.n);
     adapter_free(a);
     responder_close(b.re);
     unet_close(m.unet);
