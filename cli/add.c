@@ -57,21 +57,10 @@ void shelf_event(void *user, const struct repo_event *e)
 /* What the weights of those that fit the model do, so that the first search need not. Without a model nothing is. */
 static int read_weights(struct add *c, struct err *err)
 {
-    struct finder *f = NULL;
-    int unread = 0;
-    c->m.repo = c->s.r;
-    int rc = making_request(&c->m, "", err);
-    rc = rc < 0 ? rc : making_model(&c->m, err);
-    rc = rc < 0 ? rc : making_finder(&c->m, &f, err);
-    if (rc < 0 && !c->m.given.model) {
-        err_clear(err);
-        return 0;
-    }
-    progress_start(&c->s.bar);
-    rc = rc < 0 ? rc : finder_read(f, shelf_progress, &c->s, &unread, err);
-    progress_end(&c->s.bar);
+    struct finder *f;
+    int rc = shelf_finder(&c->s, &c->m, false, &f, err);
     finder_close(f);
-    return rc;
+    return rc < 0 ? rc : 0;
 }
 
 static int run(const struct command *self, int argc, char **argv)

@@ -4,9 +4,9 @@
  *
  * Each phrase of the prompt (retrieve/concepts.h) is asked for by weights (retrieve/find.h); the best adapter is taken
  * where it is good enough and does nothing that one before does. One whose name or trigger has the phrase in it goes
- * before, and for it half of what is asked for is enough, or a tenth where scores are likelihoods. Its trigger words take the place of its class word in
- * the phrase, or stand in front of it. Of several, superpose:uncond=base is how they share the picture, unless another
- * strategy was named.
+ * before, and for it half of what is asked for is enough, or a tenth where scores are likelihoods. Its trigger words
+ * take the place of its class word in the phrase, or stand in front of it. Of several, superpose:uncond=base is how they
+ * share the picture, unless another strategy was named.
  */
 #ifndef WEFT_AUTO_H
 #define WEFT_AUTO_H

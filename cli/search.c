@@ -89,26 +89,15 @@ static const struct found *found_weights(const struct search *c, int64_t key)
 /* Those that answer to the text more than others do. */
 static int look_at_weights(struct search *c, struct err *err)
 {
-    struct finder *f = NULL;
-    int unread = 0, n = 0;
-    c->m.repo = c->s.r;
-    int rc = making_request(&c->m, "", err);
-    rc = rc < 0 ? rc : making_model(&c->m, err);
-    if (rc < 0 && !c->weights_only && !c->m.given.model) { /* words are left */
-        err_clear(err);
+    int n = 0, rc = shelf_finder(&c->s, &c->m, c->weights_only, &c->f, err);
+    if (rc == 1) /* words are left */
         return 0;
-    }
-    rc = rc < 0 ? rc : making_finder(&c->m, &f, err);
-    progress_start(&c->s.bar);
-    rc = rc < 0 ? rc : finder_read(f, shelf_progress, &c->s, &unread, err);
-    progress_end(&c->s.bar);
-    rc = rc < 0 ? rc : finder_ask(f, c->text, &c->weights, &c->n_weights, err);
-    c->likely = rc == 0 && !isnan(finder_least(f));
+    rc = rc < 0 ? rc : finder_ask(c->f, c->text, &c->weights, &c->n_weights, err);
+    c->likely = rc == 0 && !isnan(finder_least(c->f));
     for (int i = 0; i < c->n_weights && rc == 0; i++)
         if (c->likely || c->weights[i].score > 0)
             c->weights[n++] = c->weights[i];
     c->n_weights = n;
-    c->f = f;
     return rc;
 }
 

@@ -1,5 +1,8 @@
 #include "shelf.h"
 
+#include "making.h"
+
+#include "retrieve/find.h"
 #include "store/facts.h"
 
 #include <math.h>
@@ -49,6 +52,24 @@ int shelf_progress(void *user, int done, int total)
     struct shelf *s = user;
     progress_show(&s->bar, done, total);
     return cli_stopped();
+}
+
+int shelf_finder(struct shelf *s, struct making *m, bool needed, struct finder **f, struct err *err)
+{
+    int unread;
+    m->repo = s->r;
+    *f = NULL;
+    int rc = making_request(m, "", err);
+    rc = rc < 0 ? rc : making_model(m, err);
+    rc = rc < 0 ? rc : making_finder(m, f, err);
+    if (rc < 0 && !needed && !m->given.model) {
+        err_clear(err);
+        return 1;
+    }
+    progress_start(&s->bar);
+    rc = rc < 0 ? rc : finder_read(*f, shelf_progress, s, &unread, err);
+    progress_end(&s->bar);
+    return rc;
 }
 
 void shelf_skipped(const struct shelf *s, int skipped)

@@ -51,6 +51,13 @@ int shelf_close(struct shelf *s, int rc, const struct err *err);
 /* A progress callback; user is the shelf. Nonzero once the user asked to stop. */
 int shelf_progress(void *user, int done, int total);
 
+/* What finds the shelf's adapters by their weights (retrieve/find.h), all that fit the model read; m is filled, and its
+ * repo is the shelf's: NULL before making_release. 1: no model is to be had, where none was named and it is not needed. */
+struct finder;
+struct making;
+int shelf_finder(struct shelf *s, struct making *m, bool needed, struct finder **f,
+                 struct err *err);
+
 /* Says on stderr how many could not be compared by their weights, if any, and not under --json. */
 void shelf_skipped(const struct shelf *s, int skipped);
 

@@ -59,19 +59,10 @@ static const char *relation(const struct near *p)
 static int look_at_weights(struct similar *c, const struct repo_adapter *a, struct found **list,
                            int *n, struct err *err)
 {
-    struct finder *f = NULL;
-    int unread, kept = 0;
-    c->m.repo = c->s.r;
-    int rc = making_request(&c->m, "", err);
-    rc = rc < 0 ? rc : making_model(&c->m, err);
-    rc = rc < 0 ? rc : making_finder(&c->m, &f, err);
-    if (rc < 0) {
-        err_clear(err);
+    struct finder *f;
+    int kept = 0, rc = shelf_finder(&c->s, &c->m, false, &f, err);
+    if (rc == 1)
         return 0;
-    }
-    progress_start(&c->s.bar);
-    rc = finder_read(f, shelf_progress, &c->s, &unread, err);
-    progress_end(&c->s.bar);
     rc = rc < 0 ? rc : finder_near(f, a->key, list, n, err);
     finder_close(f);
     for (int i = 0; i < *n; i++)
