@@ -37,7 +37,8 @@ struct lesson {
 };
 
 struct learnt;
-/* The responder is kept until learnt_close. e: the encoder made for the model, or NULL. ERR_ARG for fewer than LEARN_LEAST examples. */
+/* The responder is kept until learnt_close. e: the encoder made for the model, or NULL. ERR_ARG for fewer than
+ * LEARN_LEAST examples. */
 int learn_run(struct repo *r, const struct model *m, const struct responder *re, struct encoder *e,
               struct learnt **out, struct lesson *l, struct err *err);
 int learnt_keep(const struct learnt *l, struct repo *r, const struct model *m, struct err *err);
