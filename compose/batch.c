@@ -2,6 +2,8 @@
 
 #include "influence.h"
 
+#include "unet/bind.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,8 +16,13 @@ int batch_room(struct batch *b, int rows, int n_layer, struct err *err)
 
 void batch_release(struct batch *b)
 {
+    for (int i = 0; i < b->n_joint; i++)
+        joint_free(b->joint[i]);
+    free(b->joint);
     free(b->todo);
     free(b->layer);
+    b->joint = NULL;
+    b->n_joint = 0;
     b->todo = NULL;
     b->layer = NULL;
 }
@@ -72,53 +79,86 @@ static int next_rows(struct batch *b)
 
 /* ---- adapters -------------------------------------------------------------------------------- */
 
-/* One adapter on the rows [row0, row1): those of the rows before may go on, but never one that acts before
- * branch `from`, so that each row keeps the order of its own. The next may not act before what is returned. */
-static int add_branch(struct batch *b, struct branch new, int from)
+/* The adapters of one row of the batch as branches; how many there are. */
+static int row_branches(const struct batch *b, int row, struct branch *to)
 {
-    struct run *r = b->run;
-    for (int i = from; i < r->n_branch; i++) {
-        struct branch *old = &b->branch[i];
-        if (old->adapter == new.adapter && old->row1 == new.row0 && old->strength == new.strength) {
-            old->row1 = new.row1;
-            return i + 1;
-        }
-    }
-    b->branch[r->n_branch++] = new;
-    return r->n_branch;
-}
-
-/* The adapters of rows [row0, row1) of the batch, which are one half of one pass. */
-static void add_branches(struct batch *b, int row0, int row1)
-{
-    const struct turn *t = b->at[row0].turn;
-    const struct pass *q = pass_of(&b->at[row0]);
-    enum half half = passes_half(t->of, b->at[row0].row);
-    for (int i = q->act0, from = 0; i < q->act0 + q->n_act; i++) {
+    const struct turn *t = b->at[row].turn;
+    const struct pass *q = pass_of(&b->at[row]);
+    enum half half = passes_half(t->of, b->at[row].row);
+    int n = 0;
+    for (int i = q->act0; i < q->act0 + q->n_act; i++) {
         const struct pass_act *act = &t->a->act[i];
         const struct use *u = &t->of->p->use[act->adapter];
-        if (act->w[half] != 0)
-            from = add_branch(
-                b, (struct branch){u->adapter, row0, row1, (float)(u->unet * act->w[half])}, from);
+        float strength = (float)(u->unet * act->w[half]);
+        if (strength == 0)
+            continue;
+        to[n] = (struct branch){u->adapter, row, row + 1, strength, NULL, n};
+        n++;
     }
+    return n;
 }
 
-static bool same_half(const struct place *a, const struct place *b)
+static bool same_branches(const struct branch *a, const struct branch *b, int n)
 {
-    return a->turn == b->turn && a->pass == b->pass &&
-           passes_half(a->turn->of, a->row) == passes_half(b->turn->of, b->row);
+    bool same = true;
+    for (int i = 0; i < n && same; i++)
+        same = a[i].adapter == b[i].adapter && a[i].strength == b[i].strength;
+    return same;
 }
 
+static bool is_of(const struct joint *j, const struct branch *b, int n)
+{
+    bool same = j->n == n;
+    for (int i = 0; i < n && same; i++)
+        same = j->adapter[i] == b[i].adapter;
+    return same;
+}
+
+/* The adapters of a set as one: made the first time, which is while measuring. */
+static const struct joint *joint_of(struct batch *b, const struct branch *branch, int n)
+{
+    const struct adapter *adapter[COMPOSE_MAX_ADAPTERS];
+    for (int i = 0; i < b->n_joint; i++)
+        if (is_of(b->joint[i], branch, n))
+            return b->joint[i];
+    if (b->run->err.code)
+        return NULL;
+    struct joint **more = realloc(b->joint, (size_t)(b->n_joint + 1) * sizeof *more);
+    if (!more) {
+        err_nomem(&b->run->err, sizeof *more);
+        return NULL;
+    }
+    b->joint = more;
+    for (int i = 0; i < n; i++)
+        adapter[i] = branch[i].adapter;
+    if (joint_new(&more[b->n_joint], &b->m->sites, COMPONENT_UNET, n, adapter, &b->run->err) < 0)
+        return NULL;
+    return more[b->n_joint++];
+}
+
+/* Neighbours whose adapters are the same share their branches. How a row is computed depends on its own adapters
+ * alone, never on who stands beside it. */
 static void set_branches(struct batch *b, int n)
 {
-    b->run->fold = b->fold;
-    b->run->branch = b->branch;
-    b->run->n_branch = 0;
-    for (int i = 0, k; i < n && !b->fold; i = k) {
-        for (k = i + 1; k < n && same_half(&b->at[i], &b->at[k]); k++)
-            ;
-        add_branches(b, i, k);
+    struct run *r = b->run;
+    struct branch *last = b->branch, *next = b->branch; /* of the rows before; of this one */
+    int n_last = 0;
+    r->fold = b->fold;
+    r->branch = b->branch;
+    for (int i = 0; i < n && !b->fold; i++) {
+        int k = row_branches(b, i, next);
+        if (k > 0 && k == n_last && same_branches(last, next, k)) {
+            for (int p = 0; p < k; p++)
+                last[p].row1++;
+            continue;
+        }
+        for (int p = 0; p < k && k > 1; p++)
+            next[p].joint = joint_of(b, next, k);
+        last = next;
+        n_last = k;
+        next += k;
     }
+    r->n_branch = (int)(next - b->branch);
 }
 
 /* A branch's rows to the receipts of their pictures. */

@@ -45,6 +45,8 @@ struct batch {
     struct tensor deep[BATCH_ROWS];
     double t[BATCH_ROWS];
     struct branch branch[BATCH_ROWS * COMPOSE_MAX_ADAPTERS];
+    struct joint **joint; /* of each set of adapters met so far */
+    int n_joint;
     struct watch watch; /* of pictures with an influence to fill in */
 };
 

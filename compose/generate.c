@@ -230,6 +230,8 @@ static size_t weight_bytes(const struct generator *g, const struct picture *p)
     }
     for (int i = 0; i < p->n_use; i++)
         n += adapter_bytes(p->use[i].adapter);
+    for (int i = 0; i < g->batch.n_joint; i++)
+        n += joint_bytes(g->batch.joint[i]);
     return n;
 }
 

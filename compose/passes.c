@@ -194,8 +194,9 @@ static void set_adapters(const struct passes *p, struct run *r, const struct fol
     r->branch = branch;
     r->n_branch = s->n;
     for (int i = 0; i < s->n; i++)
-        branch[i] =
-            (struct branch){p->p->use[s->adapter[i]].adapter, 0, p->cond->n_chunk, s->strength[i]};
+        branch[i] = (struct branch){.adapter = p->p->use[s->adapter[i]].adapter,
+                                    .row1 = p->cond->n_chunk,
+                                    .strength = s->strength[i]};
 }
 
 /* What adapters do to the texts. */

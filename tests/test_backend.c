@@ -467,6 +467,15 @@ static void run_affine(struct run *r, const void *arg, struct tensor *y)
     op_affine(r, y, y, -0.7, 0.3);
 }
 
+static void run_scale(struct run *r, const void *arg, struct tensor *y)
+{
+    static const int width[] = {1, 4, 8};
+    static const float by[] = {-0.7f, 0.01f, 3};
+    const struct shape *s = arg;
+    *y = filled(r, s->n, s->h, s->w, 13, 37);
+    op_scale(r, y, 3, width, by);
+}
+
 static void run_concat(struct run *r, const void *arg, struct tensor *y)
 {
     const struct shape *s = arg;
@@ -498,6 +507,8 @@ Test(backend, elementwise)
         check("lincomb", run_lincomb, &l[i], BOUND);
     for (size_t i = 0; i < 3; i++)
         check("affine", run_affine, &l[i], BOUND);
+    for (size_t i = 0; i < 3; i++)
+        check("scale", run_scale, &l[i], 1e-7);
     const struct shape c[] = {{2, 16, 16, 96, 32}, {1, 9, 11, 13, 7}};
     for (size_t i = 0; i < 2; i++)
         check("concat", run_concat, &c[i], 1e-7); /* rounding of the input to float only */

@@ -413,8 +413,8 @@ struct made {
     double flops;
 };
 
-/* n adapters from the first-th on, six steps. */
-static struct made make(struct fixture *f, const char *compose, int first, int n)
+/* n adapters from the first on, six steps. */
+static struct made make(struct fixture *f, const char *compose, int n, bool fold)
 {
     struct generator *g;
     struct picture p;
@@ -427,8 +427,9 @@ static struct made make(struct fixture *f, const char *compose, int first, int n
     p.negative = &f->negative;
     p.steps = 6;
     p.seed = 3;
-    p.use = f->use + first;
+    p.use = f->use;
     p.n_use = n;
+    p.fold = fold;
     p.compose = compose;
     cr_assert_eq(generator_open(&g, f->m, &err), 0, "%s", err.msg);
     cr_assert_eq(generator_prepare(g, &p, 1, &cost, &err), 0, "%s: %s", compose, err.msg);
@@ -445,7 +446,7 @@ static struct made make(struct fixture *f, const char *compose, int first, int n
 
 static bool same(struct fixture *f, const char *x, int n_x, const char *y, int n_y)
 {
-    struct made a = make(f, x, 0, n_x), b = make(f, y, 0, n_y);
+    struct made a = make(f, x, n_x, false), b = make(f, y, n_y, false);
     bool is = a.n == b.n && !memcmp(a.latent, b.latent, a.n * sizeof *a.latent);
     free(a.latent);
     free(b.latent);
@@ -469,6 +470,27 @@ Test(compose, one_adapter_is_itself_in_all)
     cr_expect(!same(&f, "merge", 2, "composite", 2));
     cr_expect(!same(&f, "merge", 2, "switch:tau=2", 2));
     cr_expect(!same(&f, "merge", 1, "merge:deepcache=2", 1));
+    fixture_close(&f);
+}
+
+/* Several adapters beside the weights draw what they draw folded into them, and each of them counts: relative
+ * error of the latent after six steps. */
+Test(compose, beside_is_folded)
+{
+    struct fixture f;
+    struct made last = {0};
+    fixture_open(&f, "an owl");
+    for (int n = 1; n <= N_LORA; n++) {
+        struct made a = make(&f, "merge", n, false), b = make(&f, "merge", n, true);
+        double e = test_error(a.latent, b.latent, a.n);
+        cr_expect_lt(e, 1e-4, "%d adapters: %g", n, e);
+        if (last.latent)
+            cr_expect_gt(test_error(a.latent, last.latent, a.n), 1e-2, "the %d. adds nothing", n);
+        free(last.latent);
+        free(b.latent);
+        last = a;
+    }
+    free(last.latent);
     fixture_close(&f);
 }
 
@@ -681,9 +703,10 @@ Test(compose, costs_are_counted)
 {
     struct fixture f;
     fixture_open(&f, "an owl");
-    struct made merge = make(&f, "merge", 0, 3), comp = make(&f, "composite", 0, 3),
-                deep = make(&f, "composite:deepcache=3", 0, 3), sup = make(&f, "superpose", 0, 3),
-                bare = make(&f, "superpose:uncond=base", 0, 3);
+    struct made merge = make(&f, "merge", 3, false), comp = make(&f, "composite", 3, false),
+                deep = make(&f, "composite:deepcache=3", 3, false),
+                sup = make(&f, "superpose", 3, false),
+                bare = make(&f, "superpose:uncond=base", 3, false);
     cr_expect_eq(merge.passes, 12);
     cr_expect_eq(comp.passes, 36);
     cr_expect_eq(deep.passes, 36);

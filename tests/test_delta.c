@@ -167,7 +167,7 @@ static void check_beside(struct fixture *f, const struct adapter *a, const char 
                          float m)
 {
     const struct site *s = &f->m->sites.at[site];
-    struct branch b = {a, 1, 3, m};
+    struct branch b = {.adapter = a, .row0 = 1, .row1 = 3, .strength = m};
     struct layer l = {0};
     struct norm g = {0};
     size_t n, count = (size_t)(3 * 20 * (s->layer ? s->layer->in : s->norm->c));
@@ -221,21 +221,26 @@ static int golden_count(const struct fixture *f, const char *kase)
     return n;
 }
 
+static struct adapter *bound(struct fixture *f, const struct adapter_file *file, const char *kase,
+                             bool fold)
+{
+    struct adapter *a = NULL;
+    struct bind_report report = {0};
+    struct err err;
+    cr_assert_eq(adapter_bind(&a, f->dev, &f->m->sites, &file->list, kase, fold, &report, &err), 0,
+                 "%s: %s", kase, err.msg);
+    cr_expect_eq(report.n, 0, "%s: %s", kase, report.n ? report.line[0] : "");
+    bind_report_release(&report);
+    return a;
+}
+
 static void check_case(struct fixture *f, const char *kase, const char *path)
 {
     struct adapter_file *file = NULL;
-    struct adapter *beside = NULL, *folded = NULL;
-    struct bind_report report = {0};
     struct err err;
     int sites = 0;
     cr_assert_eq(adapter_file_open(&file, path, &err), 0, "%s", err.msg);
-    cr_assert_eq(
-        adapter_bind(&beside, f->dev, &f->m->sites, &file->list, kase, false, &report, &err), 0,
-        "%s: %s", kase, err.msg);
-    cr_assert_eq(
-        adapter_bind(&folded, f->dev, &f->m->sites, &file->list, kase, true, &report, &err), 0,
-        "%s: %s", kase, err.msg);
-    cr_expect_eq(report.n, 0, "%s: %s", kase, report.n ? report.line[0] : "");
+    struct adapter *beside = bound(f, file, kase, false), *folded = bound(f, file, kase, true);
     f->worst = 0;
     for (size_t i = 0; i < sizeof strengths / sizeof *strengths; i++) {
         check_folded(f, folded, kase, strengths[i]);
@@ -248,7 +253,6 @@ static void check_case(struct fixture *f, const char *kase, const char *path)
     cr_expect_eq(sites, golden_count(f, kase), "%s: %d sites", kase, sites);
     fprintf(stderr, "%-20s %-6s %-8s %2d sites  worst %.1e\n", kase,
             delta_kind_name(&file->list.item[0].d), file->style, sites, f->worst);
-    bind_report_release(&report);
     adapter_free(beside);
     adapter_free(folded);
     adapter_file_close(file);
@@ -282,6 +286,75 @@ static void check_cases(const char *model, const char *out)
 Test(delta, every_kind_makes_the_weights_of_its_oracle)
 {
     check_cases(DATA "/tiny-sd1", DATA);
+}
+
+/* Adapters joined at a site are the sum of what they are apart, to the roundings of other sums; all others act
+ * as they do alone. Row 0 has no adapter. */
+static void check_joined(struct fixture *f, const struct adapter *const *a, int n)
+{
+    struct branch b[JOINT_MAX];
+    struct joint *j = NULL;
+    struct err err;
+    int joined = 0, more = 0;
+    cr_assert_eq(joint_new(&j, &f->m->sites, COMPONENT_UNET, n, a, &err), 0, "%s", err.msg);
+    for (int i = 0; i < n; i++)
+        b[i] = (struct branch){a[i], 1, 3, i % 3 ? .4f * (float)i : 1, NULL, i};
+    f->r.branch = b;
+    f->r.n_branch = n;
+    for (int s = 0; s < f->m->sites.n; s++) {
+        const struct site *at = &f->m->sites.at[s];
+        size_t len;
+        if (!at->layer || at->part != COMPONENT_UNET)
+            continue;
+        float *x = room((size_t)(3 * 20 * at->layer->in));
+        test_fill(x, (size_t)(3 * 20 * at->layer->in), 5);
+        for (int i = 0; i < n; i++)
+            b[i].joint = NULL;
+        float *want = output(f, at, at->layer, NULL, x, &len);
+        for (int i = 0; i < n; i++)
+            b[i].joint = j;
+        float *got = output(f, at, at->layer, NULL, x, &len);
+        double e = test_error(got, want, len);
+        cr_expect_leq(e, 1e-6, "%s: %g", at->name, e);
+        joined += j->at[s] != NULL;
+        more += j->at[s] && j->at[s]->n > 5;
+        free(x), free(want), free(got);
+    }
+    f->r.n_branch = 0;
+    cr_expect(joined >= 4 && more >= 4, "%d joined, %d of many", joined, more);
+    cr_expect_gt(joint_bytes(j), 0);
+    joint_free(j);
+}
+
+/* All files of the golden, in their order, JOINT_MAX of them at once. */
+Test(delta, joined_is_their_sum)
+{
+    struct fixture f;
+    struct dirent **entry;
+    struct adapter_file *file[64];
+    struct adapter *a[64];
+    struct err err;
+    int n = scandir(DATA "/deltas", &entry, NULL, alphasort), k = 0;
+    fixture_open(&f, DATA "/tiny-sd1", DATA);
+    for (int i = 0; i < n && k < 64; i++) {
+        char path[600];
+        snprintf(path, sizeof path, DATA "/deltas/%s", entry[i]->d_name);
+        if (entry[i]->d_name[0] != '.') {
+            cr_assert_eq(adapter_file_open(&file[k], path, &err), 0, "%s", err.msg);
+            a[k] = bound(&f, file[k], entry[i]->d_name, false);
+            k++;
+        }
+        free(entry[i]);
+    }
+    free(entry);
+    cr_assert_gt(k, JOINT_MAX);
+    check_joined(&f, (const struct adapter *const *)a, JOINT_MAX);
+    check_joined(&f, (const struct adapter *const *)a + k - JOINT_MAX, JOINT_MAX);
+    for (int i = 0; i < k; i++) {
+        adapter_free(a[i]);
+        adapter_file_close(file[i]);
+    }
+    fixture_close(&f);
 }
 
 Test(delta, by_hand, .timeout = 0)

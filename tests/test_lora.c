@@ -126,7 +126,7 @@ static void check_style(const char *path, const char *style, const char *golden,
             struct err err;
             struct fold *fold = NULL;
             float strength = half ? 0.5f : 1.0f;
-            struct branch b = {a, 0, 2, strength};
+            struct branch b = {.adapter = a, .row1 = 2, .strength = strength};
             const struct adapter *list[] = {a};
             snprintf(name, sizeof name, "%s %.1f %s", golden, (double)strength,
                      text ? "text" : "unet");
@@ -187,8 +187,10 @@ Test(lora, each_row_may_have_its_own)
     fixture_open(&f);
     a[0] = bound(&f, "tests/golden/data/lora-kohya.safetensors", &file[0]);
     a[1] = bound(&f, "tests/golden/data/lora-diffusers.safetensors", &file[1]);
-    struct branch mixed[2] = {{a[0], 0, 1, 1}, {a[1], 1, 2, 1}};
-    struct branch first = {a[0], 0, 2, 1}, second = {a[1], 0, 2, 1};
+    struct branch mixed[2] = {{.adapter = a[0], .row0 = 0, .row1 = 1, .strength = 1},
+                              {.adapter = a[1], .row0 = 1, .row1 = 2, .strength = 1}};
+    struct branch first = {.adapter = a[0], .row1 = 2, .strength = 1},
+                  second = {.adapter = a[1], .row1 = 2, .strength = 1};
     f.r.branch = mixed, f.r.n_branch = 2;
     float *both = output(&f, false, &n);
     f.r.branch = &first, f.r.n_branch = 1;

@@ -130,6 +130,9 @@ struct backend {
     /* y += s * (gain o h + shift), gain and shift [c] in device memory; y may be h. */
     int (*gain)(struct device *dev, struct tensor *y, const struct tensor *h, double s,
                 const float *gain, const float *shift, struct err *err);
+    /* y *= s[k] in the k-th of n parts of its channels, which are width[k] wide and stand side by side. */
+    int (*scale)(struct device *dev, struct tensor *y, int n, const int *width, const float *s,
+                 struct err *err);
     /* y [.., a.c + b.c] = a beside b. */
     int (*concat)(struct device *dev, struct tensor *y, const struct tensor *a,
                   const struct tensor *b, struct err *err);

@@ -101,6 +101,30 @@ bool bound_is_product(const struct bound *b);
 /* Bytes its factors take once packed. */
 size_t adapter_bytes(const struct adapter *a);
 
+enum { JOINT_MAX = 32 };
+
+/* Several adapters' products at one site as one: sum_i s_i B_i A_i = [B_1 .. B_n] diag(s) [A_1; ..; A_n], two
+ * layers where there were 2n. What their strengths leave alone (alpha / rank, factors of blocks) is in `up`. */
+struct joined {
+    struct layer down, up;
+    int n;                                         /* products, side by side */
+    int part[2 * JOINT_MAX], width[2 * JOINT_MAX]; /* whose each is, and its rank */
+    float *values;                                 /* of both layers; owned */
+};
+/* Adapters that act together; what is no product, or the only one at its site, acts as it would alone. */
+struct joint {
+    struct device *dev;
+    int n, n_site;
+    const struct adapter *adapter[JOINT_MAX]; /* borrowed */
+    struct joined **at;                       /* [n_site], NULL: nothing is joined there */
+};
+/* At the sites of one component; n: 1 to JOINT_MAX. */
+int joint_new(struct joint **out, const struct sites *sites, enum component part, int n,
+              const struct adapter *const *adapter, struct err *err);
+void joint_free(struct joint *j);
+/* Bytes its factors take once packed, and as they are kept. */
+size_t joint_bytes(const struct joint *j);
+
 /* Private weights with adapters added: W + sum_i strength_i * dW_i, for the sites of one component
  * that any of them touches. */
 struct fold {

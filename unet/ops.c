@@ -169,6 +169,25 @@ static void one_layer(struct run *r, struct tensor *y, const struct layer *l,
         r->dev->be->layer_prepare(r->dev, y, l, x, accumulate, &r->err);
 }
 
+/* y += up(s o down(x)), each rank scaled by its adapter's strength; b[0] is the first of the joint's branches. */
+static void chain_joined(struct run *r, struct tensor *y, const struct joined *j,
+                         const struct branch *b, const struct tensor *x)
+{
+    unsigned mark = run_mark(r);
+    struct tensor t = run_layer_tensor(r, &j->down, x);
+    float s[2 * JOINT_MAX];
+    bool plain = true;
+    for (int k = 0; k < j->n; k++) {
+        s[k] = b[j->part[k]].strength;
+        plain &= s[k] == 1;
+    }
+    one_layer(r, &t, &j->down, x, false);
+    if (!plain)
+        op_scale(r, &t, j->n, j->width, s);
+    one_layer(r, y, &j->up, &t, true);
+    run_pop(r, mark);
+}
+
 /* y += s * up(down(x)), or s * down(x) where there is no up. */
 static void chain(struct run *r, struct tensor *y, const struct layer *down, const struct layer *up,
                   const struct tensor *x, double s)
@@ -258,7 +277,7 @@ static void watch_branch(struct run *r, const struct watch *w, const struct laye
     unsigned mark = run_mark(r);
     struct tensor xs = tensor_rows(x, b->row0, b->row1 - b->row0);
     struct tensor base = run_layer_tensor(r, l, &xs), part = run_like(r, &base);
-    const struct branch one = {b->adapter, 0, xs.n, b->strength};
+    const struct branch one = {.adapter = b->adapter, .row1 = xs.n, .strength = b->strength};
     const struct tensor *src[2] = {&part, &base};
     const double minus[2] = {1, -1};
     r->n_branch = 0;
@@ -294,12 +313,15 @@ void op_layer(struct run *r, struct tensor *y, const struct layer *l, const stru
     for (const struct bound *b = next_bound(r, l->site, &i, NULL); b;
          b = next_bound(r, l->site, &i, b)) {
         const struct branch *br = &r->branch[i];
+        const struct joined *j = br->joint ? br->joint->at[l->site] : NULL;
         struct tensor xs = tensor_rows(x, br->row0, br->row1 - br->row0);
         struct tensor ys = tensor_rows(y, br->row0, br->row1 - br->row0);
         double s = (double)br->strength * b->factor * b->side.scale;
-        if (b->side.down.out)
+        if (j && br->part == j->part[0])
+            chain_joined(r, &ys, j, br - br->part, &xs);
+        if (b->side.down.out && !(j && b->side.up.out))
             chain(r, &ys, &b->side.down, &b->side.up, &xs, s);
-        if (b->side.up2.out)
+        if (b->side.up2.out && !j)
             chain(r, &ys, &b->side.down2, &b->side.up2, &xs, s);
     }
 }
@@ -434,6 +456,17 @@ void op_affine(struct run *r, struct tensor *y, const struct tensor *x, double a
     assert(tensor_same_shape(y, x));
     if (live(r))
         r->dev->be->affine(r->dev, y, x, a, b, &r->err);
+}
+
+void op_scale(struct run *r, struct tensor *y, int n, const int *width, const float *s)
+{
+    int c = 0;
+    for (int i = 0; i < n; i++)
+        c += width[i];
+    assert(c == y->c);
+    (void)c;
+    if (live(r))
+        r->dev->be->scale(r->dev, y, n, width, s, &r->err);
 }
 
 void op_copy(struct run *r, struct tensor *y, const struct tensor *x)

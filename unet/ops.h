@@ -25,6 +25,7 @@
 #include "backend.h"
 
 struct adapter;
+struct joint;
 struct fold;
 struct branch;
 struct run;
@@ -34,6 +35,9 @@ struct branch {
     const struct adapter *adapter;
     int row0, row1;
     float strength; /* multiplies every delta of the adapter */
+    const struct joint *
+        joint; /* or NULL; else as many branches on these rows as it has parts stand here in its order */
+    int part; /* which of them this is */
 };
 
 /* Told of every layer with a branch what it gives without any on that branch's rows, base, and what this branch alone
@@ -109,6 +113,8 @@ void op_lincomb(struct run *r, struct tensor *y, int n, const double *coef,
                 const struct tensor *const *x, double clamp);
 /* y = a * x + b */
 void op_affine(struct run *r, struct tensor *y, const struct tensor *x, double a, double b);
+/* y *= s[k] in the k-th of n parts of its channels, of these widths */
+void op_scale(struct run *r, struct tensor *y, int n, const int *width, const float *s);
 void op_copy(struct run *r, struct tensor *y, const struct tensor *x);
 void op_add(struct run *r, struct tensor *y, const struct tensor *x); /* y += x */
 void op_concat(struct run *r, struct tensor *y, const struct tensor *a, const struct tensor *b);

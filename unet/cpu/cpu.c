@@ -419,6 +419,30 @@ static int cpu_gain(struct device *dev, struct tensor *y, const struct tensor *h
     return 0;
 }
 
+static void scale_row(float *y, int n, const int *width, const float *s)
+{
+    for (int k = 0; k < n; y += width[k++])
+        for (int i = 0; i < width[k]; i++)
+            y[i] *= s[k];
+}
+
+static int cpu_scale(struct device *dev, struct tensor *y, int n, const int *width, const float *s,
+                     struct err *err)
+{
+    (void)err;
+    size_t c = (size_t)y->c, count = tensor_count(y);
+    float *py = y->data;
+    if (is_small(count)) {
+        for (size_t i = 0; i < count; i += c)
+            scale_row(py + i, n, width, s);
+        return 0;
+    }
+#pragma omp parallel for schedule(static) num_threads(dev->threads)
+    for (size_t i = 0; i < count; i += c)
+        scale_row(py + i, n, width, s);
+    return 0;
+}
+
 static void concat_row(float *y, const float *a, size_t ca, const float *b, size_t cb, size_t r)
 {
     memcpy(y + r * (ca + cb), a + r * ca, ca * sizeof *y);
@@ -491,6 +515,7 @@ const struct backend backend_cpu = {
     .lincomb = cpu_lincomb,
     .affine = cpu_affine,
     .gain = cpu_gain,
+    .scale = cpu_scale,
     .concat = cpu_concat,
     .upsample = cpu_upsample,
 };
