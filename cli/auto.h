@@ -5,8 +5,10 @@
  * Each phrase of the prompt (retrieve/concepts.h) is asked for by weights (retrieve/find.h); the best adapter is taken
  * where it is good enough and does nothing that one before does. One whose name or trigger has the phrase in it goes
  * before, and for it half of what is asked for is enough, or a tenth where scores are likelihoods. Its trigger words
- * take the place of its class word in the phrase, or stand in front of it. Of several, superpose:uncond=base is how they
- * share the picture, unless another strategy was named.
+ * take the place of its class word in the phrase, or stand in front of it. Of more than K, by default two, the least
+ * likely are left out, and standard error names them: where more share a picture, fewer show (tests/eval). Of several,
+ * superpose:uncond=base is how they share it, unless another strategy was named: whatever weft clash says of the sets
+ * that were measured, it shows as many as any other or more.
  */
 #ifndef WEFT_AUTO_H
 #define WEFT_AUTO_H
@@ -20,8 +22,8 @@
      OPTION_MAYBE,                                                                                 \
      &(m)->choose,                                                                                 \
      "[=K]",                                                                                       \
-     "choose adapters of the repository by what their weights do, at most\nK, default 3: one a "   \
-     "phrase of the prompt, or none; -v says why",                                                 \
+     "choose adapters of the repository by what their weights do, the K\nlikeliest, default 2: "   \
+     "one a phrase of the prompt, or none; -v\nsays why",                                          \
      1,                                                                                            \
      16,                                                                                           \
      NULL},                                                                                        \

@@ -53,9 +53,31 @@ Test(cli_auto, chooses_by_weights)
     cr_expect(n_a == n_b && !memcmp(a, b, n_a), "not the picture made by hand");
     free(a);
     free(b);
+    shell_close(&s);
+}
+
+/* The likeliest are taken, in the order of the prompt; who is left out is named. */
+Test(cli_auto, takes_no_more_than_can_share)
+{
+    static const char prompt[] = "a gorilla, a kite and a lantern";
+    struct shell s;
+    shell_open(&s);
+    fill(&s);
+    render(&s, prompt, "--auto=3", NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    cr_expect(strstr(s.out, "\"x1\"") && strstr(s.out, "\"x2\"") && strstr(s.out, "\"x3\""), "%s",
+              s.out);
+    cr_expect(!strstr(s.err, "left out"), "%s", s.err);
+    render(&s, prompt, "--auto", NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    cr_expect(strstr(s.out, "\"name\":\"x2\"") && strstr(s.out, "\"name\":\"x3\""), "%s", s.out);
+    cr_expect(strstr(s.err, "x1 is left out") && strstr(s.err, "--auto=3"), "%s", s.err);
+    /* only the kite's trigger is left to say so itself */
+    weft(&s, "tag", "x2", "--no-triggers", "--home", in(&s, "home"), NULL);
+    weft(&s, "tag", "x3", "--no-triggers", "--home", in(&s, "home"), NULL);
     render(&s, prompt, "--auto=1", NULL);
     cr_assert_eq(s.code, 0, "%s", s.err);
-    cr_expect(strstr(s.out, "x1") && !strstr(s.out, "x3"), "%s", s.out);
+    cr_expect(strstr(s.out, "\"name\":\"x1\"") && !strstr(s.out, "\"name\":\"x3\""), "%s", s.out);
     shell_close(&s);
 }
 
