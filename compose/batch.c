@@ -92,23 +92,34 @@ static int row_branches(const struct batch *b, int row, struct branch *to)
         float strength = (float)(u->unet * act->w[half]);
         if (strength == 0)
             continue;
-        to[n] = (struct branch){u->adapter, row, row + 1, strength, NULL, n};
+        to[n] = (struct branch){u->adapter, row, row + 1, strength, NULL, n, q->route};
         n++;
     }
     return n;
+}
+
+static bool same_route(const struct route *a, const struct route *b)
+{
+    return a->tau == b->tau && a->keep == b->keep && a->least == b->least;
 }
 
 static bool same_branches(const struct branch *a, const struct branch *b, int n)
 {
     bool same = true;
     for (int i = 0; i < n && same; i++)
-        same = a[i].adapter == b[i].adapter && a[i].strength == b[i].strength;
+        same = a[i].adapter == b[i].adapter && a[i].strength == b[i].strength &&
+               same_route(&a[i].route, &b[i].route);
     return same;
+}
+
+static bool is_routed(const struct branch *b)
+{
+    return b->route.keep > 0;
 }
 
 static bool is_of(const struct joint *j, const struct branch *b, int n)
 {
-    bool same = j->n == n;
+    bool same = j->n == n && j->svd == is_routed(b);
     for (int i = 0; i < n && same; i++)
         same = j->adapter[i] == b[i].adapter;
     return same;
@@ -131,7 +142,8 @@ static const struct joint *joint_of(struct batch *b, const struct branch *branch
     b->joint = more;
     for (int i = 0; i < n; i++)
         adapter[i] = branch[i].adapter;
-    if (joint_new(&more[b->n_joint], &b->m->sites, COMPONENT_UNET, n, adapter, &b->run->err) < 0)
+    if (joint_new(&more[b->n_joint], &b->m->sites, COMPONENT_UNET, n, adapter, is_routed(branch),
+                  &b->run->err) < 0)
         return NULL;
     return more[b->n_joint++];
 }

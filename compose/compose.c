@@ -6,10 +6,11 @@
 #include <string.h>
 
 extern const struct compose_strategy strategy_merge, strategy_switch, strategy_composite,
-    strategy_cmlora, strategy_wswitch, strategy_wcomposite, strategy_superpose;
+    strategy_cmlora, strategy_wswitch, strategy_wcomposite, strategy_superpose, strategy_mora;
 const struct compose_strategy *const compose_strategies[] = {
-    &strategy_merge,   &strategy_switch,     &strategy_composite, &strategy_cmlora,
-    &strategy_wswitch, &strategy_wcomposite, &strategy_superpose, NULL};
+    &strategy_merge,     &strategy_switch,  &strategy_composite,
+    &strategy_cmlora,    &strategy_wswitch, &strategy_wcomposite,
+    &strategy_superpose, &strategy_mora,    NULL};
 
 /* Options that every strategy takes, behind its own. */
 enum { UNCOND, DEEPCACHE };

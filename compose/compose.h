@@ -16,6 +16,7 @@
 #define WEFT_COMPOSE_H
 
 #include "unet/err.h"
+#include "unet/route.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -64,7 +65,8 @@ struct pass {
     int act0, n_act; /* of the action's acts */
     double mix[2];   /* weight of its output in the mix, one a half; 0: that half is not run */
     enum deep deep;
-    int slot; /* up to the number of adapters */
+    int slot;           /* up to the number of adapters */
+    struct route route; /* of all its adapters' rank-1 pieces at each place; all 0: none */
 };
 
 struct action {

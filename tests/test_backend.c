@@ -476,6 +476,14 @@ static void run_scale(struct run *r, const void *arg, struct tensor *y)
     op_scale(r, y, 3, width, by);
 }
 
+static void run_route(struct run *r, const void *arg, struct tensor *y)
+{
+    const struct shape *s = arg;
+    const struct route how = {.2f, s->what ? 1 : .4f, s->what ? .1f : 0};
+    *y = filled(r, s->n, s->h, s->w, s->c, 39);
+    op_route(r, y, &how);
+}
+
 static void run_concat(struct run *r, const void *arg, struct tensor *y)
 {
     const struct shape *s = arg;
@@ -509,6 +517,8 @@ Test(backend, elementwise)
         check("affine", run_affine, &l[i], BOUND);
     for (size_t i = 0; i < 3; i++)
         check("scale", run_scale, &l[i], 1e-7);
+    for (size_t i = 0; i < 3; i++)
+        check("route", run_route, &l[i], BOUND);
     const struct shape c[] = {{2, 16, 16, 96, 32}, {1, 9, 11, 13, 7}};
     for (size_t i = 0; i < 2; i++)
         check("concat", run_concat, &c[i], 1e-7); /* rounding of the input to float only */

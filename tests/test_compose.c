@@ -271,6 +271,18 @@ Test(compose, cmlora_turns)
 
 /* Parts 4 : 2 : 1 of tau 4 are turns of 4, 2, 1; the last five steps of 30 are the first one's. Nothing known: a
  * plain switch. */
+Test(compose, mora_is_one_routed_pass)
+{
+    struct compose *c = start("mora:tau=.5,keep=.25,least=.1", 3, NULL);
+    struct action a = next(c, 4);
+    cr_expect(a.n_pass == 1 && a.pass[0].n_act == 3);
+    cr_expect_float_eq(a.pass[0].route.tau, .5f, 1e-9);
+    cr_expect_float_eq(a.pass[0].route.keep, .25f, 1e-9);
+    cr_expect_float_eq(a.pass[0].route.least, .1f, 1e-9);
+    cr_expect(!compose_is_constant(c), "it cannot be folded");
+    compose_close(c);
+}
+
 Test(compose, wswitch_turns_are_as_long_as_parts)
 {
     const struct compose_adapter three[] = {{.part = 2. / 7}, {.part = 4. / 7}, {.part = 1. / 7}};
@@ -494,6 +506,27 @@ Test(compose, beside_is_folded)
     fixture_close(&f);
 }
 
+/* Weights forced to 1 leave the plain sum (relative 1e-4); others do not, and half the pieces are not all. One
+ * adapter alone is not routed. */
+Test(compose, mora_without_routing_is_merge)
+{
+    struct fixture f;
+    fixture_open(&f, "an owl");
+    struct made sum = make(&f, "merge", 3, false), open = make(&f, "mora:tau=1e9,keep=1", 3, false),
+                half = make(&f, "mora:tau=1e9,keep=.5", 3, false),
+                soft = make(&f, "mora:tau=.3,keep=1", 3, false);
+    cr_expect_eq(open.passes, sum.passes);
+    cr_expect_lt(test_error(open.latent, sum.latent, sum.n), 1e-4);
+    cr_expect_gt(test_error(half.latent, sum.latent, sum.n), 1e-3);
+    cr_expect_gt(test_error(soft.latent, sum.latent, sum.n), 1e-3);
+    cr_expect(same(&f, "mora:tau=.3", 1, "merge", 1));
+    free(sum.latent);
+    free(open.latent);
+    free(half.latent);
+    free(soft.latent);
+    fixture_close(&f);
+}
+
 /* A switch whose turns are longer than the picture is its first adapter, and its texts. */
 Test(compose, a_long_turn_is_the_first_adapter)
 {
@@ -553,7 +586,7 @@ Test(compose, batches_change_nothing)
 
 /* Pictures made together, as different as they come: strategies, adapters, prompts of one chunk and two,
  * samplers with one evaluation a step and two, sizes, guidance or none, lengths. */
-enum { TOGETHER = 11 };
+enum { TOGETHER = 12 };
 static const struct {
     const char *compose, *prompt, *sampler;
     int first, n, steps, w;
@@ -570,6 +603,7 @@ static const struct {
     {"merge:uncond=base", "an owl BREAK a castle", NULL, 0, 2, 3, 64, 7},
     {"composite", "an [owl:castle:2]", NULL, 2, 1, 6, 96, 7},
     {"merge:mode=blend", "a castle", "dpmpp_2m", 0, 3, 6, 96, 7},
+    {"mora", "an owl", NULL, 0, 3, 6, 64, 7},
 };
 
 static void compare_together(struct fixture *f, const struct picture *p)

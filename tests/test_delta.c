@@ -296,9 +296,9 @@ static void check_joined(struct fixture *f, const struct adapter *const *a, int 
     struct joint *j = NULL;
     struct err err;
     int joined = 0, more = 0;
-    cr_assert_eq(joint_new(&j, &f->m->sites, COMPONENT_UNET, n, a, &err), 0, "%s", err.msg);
+    cr_assert_eq(joint_new(&j, &f->m->sites, COMPONENT_UNET, n, a, false, &err), 0, "%s", err.msg);
     for (int i = 0; i < n; i++)
-        b[i] = (struct branch){a[i], 1, 3, i % 3 ? .4f * (float)i : 1, NULL, i};
+        b[i] = (struct branch){a[i], 1, 3, i % 3 ? .4f * (float)i : 1, NULL, i, {0, 0, 0}};
     f->r.branch = b;
     f->r.n_branch = n;
     for (int s = 0; s < f->m->sites.n; s++) {
@@ -354,6 +354,124 @@ Test(delta, joined_is_their_sum)
         adapter_free(a[i]);
         adapter_file_close(file[i]);
     }
+    fixture_close(&f);
+}
+
+/* [n, n], I plus a strict upper triangle, and its inverse. */
+static void triangle(int n, double *q, double *inverse)
+{
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < n; j++) {
+            q[i * n + j] = i == j ? 1 + .5 * i : i < j ? .4 * sin(3 * i + j) : 0;
+            inverse[i * n + j] = 0;
+        }
+    for (int j = 0; j < n; j++)
+        for (int i = j; i >= 0; i--) { /* back substitution */
+            double s = i == j;
+            for (int k = i + 1; k <= j; k++)
+                s -= q[i * n + k] * inverse[k * n + j];
+            inverse[i * n + j] = s / q[i * n + i];
+        }
+}
+
+/* left [rows, n] times right [n, cols] */
+static float *product(const double *left, const double *right, int rows, int n, int cols)
+{
+    float *out = room((size_t)(rows * cols));
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < cols; j++) {
+            double s = 0;
+            for (int k = 0; k < n; k++)
+                s += left[i * n + k] * right[k * cols + j];
+            out[i * cols + j] = (float)s;
+        }
+    return out;
+}
+
+static double *wide_of(const struct array *a)
+{
+    size_t n = array_count(a);
+    float *f = room(n);
+    double *d = malloc((n + 1) * sizeof *d);
+    array_to_f32(a, f);
+    for (size_t i = 0; i < n; i++)
+        d[i] = f[i];
+    free(f);
+    return d;
+}
+
+/* Every product B A becomes (B Q^-1) (Q A). */
+static void refactor(struct delta_list *l)
+{
+    for (int i = 0; i < l->n; i++) {
+        struct factor *f = &l->item[i].d.f[0];
+        int r = (int)array_dim(&f->b, 0), out = (int)array_dim(&f->a, 0);
+        double q[64], inverse[64], *up = wide_of(&f->a), *down = wide_of(&f->b);
+        cr_assert(r <= 8);
+        triangle(r, q, inverse);
+        f->b = floats_of(&f->b, product(q, down, r, r, (int)(array_count(&f->b) / (size_t)r)));
+        f->a = floats_of(&f->a, product(up, inverse, out, r, r));
+        free(up);
+        free(down);
+    }
+}
+
+/* Routing goes by what a product does, not by how its file has it: relative 1e-4. */
+Test(delta, routed_the_same_however_it_is_factored)
+{
+    static const char *const name[] = {"peft-lora", "peft-patterns", "peft-lora"};
+    struct fixture f;
+    struct adapter_file *file[3];
+    struct adapter *a[3];
+    struct branch b[2];
+    struct err err;
+    int joined = 0;
+    fixture_open(&f, DATA "/tiny-sd1", DATA);
+    for (int i = 0; i < 3; i++) {
+        char path[300];
+        snprintf(path, sizeof path, DATA "/deltas/%s", name[i]);
+        cr_assert_eq(adapter_file_open(&file[i], path, &err), 0, "%s", err.msg);
+        if (i == 2)
+            refactor(&file[i]->list);
+        a[i] = bound(&f, file[i], name[i], false);
+    }
+    for (int s = 0; s < f.m->sites.n; s++) {
+        const struct site *at = &f.m->sites.at[s];
+        float *got[3];
+        size_t n = 0;
+        if (!at->layer || at->part != COMPONENT_UNET || !a[0]->at[s] || !a[1]->at[s])
+            continue;
+        float *x = room((size_t)(3 * 20 * at->layer->in));
+        test_fill(x, (size_t)(3 * 20 * at->layer->in), 5);
+        for (int k = 0; k < 3; k++) { /* as they are; refactored; not routed */
+            const struct adapter *two[] = {a[k == 1 ? 2 : 0], a[1]};
+            struct joint *j = NULL;
+            cr_assert_eq(joint_new(&j, &f.m->sites, COMPONENT_UNET, 2, two, true, &err), 0);
+            for (int i = 0; i < 2; i++)
+                b[i] = (struct branch){two[i], 0, 3, 1, j, i, {.3f, k < 2 ? .5f : 0, 0}};
+            f.r.branch = b;
+            f.r.n_branch = 2;
+            got[k] = output(&f, at, at->layer, NULL, x, &n);
+            joint_free(j);
+        }
+        double e = test_error(got[1], got[0], n);
+        cr_expect_leq(e, 1e-4, "%s: %g", at->name, e);
+        cr_expect_gt(test_error(got[2], got[0], n), 1e-3, "%s is not routed", at->name);
+        joined++;
+        for (int k = 0; k < 3; k++)
+            free(got[k]);
+        free(x);
+    }
+    cr_expect_geq(joined, 2);
+    for (int i = 0; i < 3; i++)
+        adapter_free(a[i]);
+    for (int i = 0; i < file[2]->list.n; i++) {
+        free((void *)file[2]->list.item[i].d.f[0].a.data);
+        free((void *)file[2]->list.item[i].d.f[0].b.data);
+    }
+    for (int i = 0; i < 3; i++)
+        adapter_file_close(file[i]);
+    f.r.n_branch = 0;
     fixture_close(&f);
 }
 

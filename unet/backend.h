@@ -14,6 +14,7 @@
 #define WEFT_BACKEND_H
 
 #include "err.h"
+#include "route.h"
 #include "tensor.h"
 
 struct layer;
@@ -133,6 +134,8 @@ struct backend {
     /* y *= s[k] in the k-th of n parts of its channels, which are width[k] wide and stand side by side. */
     int (*scale)(struct device *dev, struct tensor *y, int n, const int *width, const float *s,
                  struct err *err);
+    /* t *= w at each place, as route.h says; its channels are the pieces. */
+    int (*route)(struct device *dev, struct tensor *t, const struct route *how, struct err *err);
     /* y [.., a.c + b.c] = a beside b. */
     int (*concat)(struct device *dev, struct tensor *y, const struct tensor *a,
                   const struct tensor *b, struct err *err);

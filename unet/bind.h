@@ -114,13 +114,15 @@ struct joined {
 /* Adapters that act together; what is no product, or the only one at its site, acts as it would alone. */
 struct joint {
     struct device *dev;
+    bool svd;
     int n, n_site;
     const struct adapter *adapter[JOINT_MAX]; /* borrowed */
     struct joined **at;                       /* [n_site], NULL: nothing is joined there */
 };
-/* At the sites of one component; n: 1 to JOINT_MAX. */
+/* At the sites of one component; n: 1 to JOINT_MAX. svd: each product U S V^T stands there as U and S V^T, however its
+ * file has it, for routing. */
 int joint_new(struct joint **out, const struct sites *sites, enum component part, int n,
-              const struct adapter *const *adapter, struct err *err);
+              const struct adapter *const *adapter, bool svd, struct err *err);
 void joint_free(struct joint *j);
 /* Bytes its factors take once packed, and as they are kept. */
 size_t joint_bytes(const struct joint *j);

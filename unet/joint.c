@@ -39,20 +39,6 @@ static struct layer beside(const struct layer *l, int in, int out, const float *
     return n;
 }
 
-/* Rows of up [out, rank] into columns of the joined one [out, wide]. */
-static int put_up(float *to, int wide, const struct piece *p, struct err *err)
-{
-    size_t rank = (size_t)p->up->in, n = rank * (size_t)p->up->out;
-    float *own = malloc(n * sizeof *own);
-    if (!own)
-        return err_nomem(err, n * sizeof *own);
-    array_to_f32(&p->up->w, own);
-    for (size_t i = 0; i < n; i++)
-        to[i / rank * (size_t)wide + i % rank] = own[i] * p->scale;
-    free(own);
-    return 0;
-}
-
 static void joined_free(struct device *dev, struct joined *j)
 {
     if (!j)
@@ -63,33 +49,95 @@ static void joined_free(struct device *dev, struct joined *j)
     free(j);
 }
 
-static int join(struct joined *j, const struct piece *p, int n, struct err *err)
+/* The piece as a product of its own, its scale in `up`. */
+static int load(struct matrix *m, const struct piece *p, struct err *err)
 {
-    const struct layer *down = p[0].down, *up = p[0].up;
-    size_t inner = (size_t)down->in * (size_t)down->kh * (size_t)down->kw;
-    int wide = 0, at = 0, rc = 0;
-    j->n = n;
-    for (int i = 0; i < n; i++)
-        wide += p[i].down->out;
-    size_t count = (size_t)wide * (inner + (size_t)up->out);
-    j->values = malloc(count * sizeof *j->values);
-    if (!j->values)
-        return err_nomem(err, count * sizeof *j->values);
-    float *ups = j->values + (size_t)wide * inner;
-    for (int i = 0; i < n && rc == 0; i++) {
-        array_to_f32(&p[i].down->w, j->values + (size_t)at * inner);
-        rc = put_up(ups + at, wide, &p[i], err);
-        j->part[i] = p[i].part;
-        j->width[i] = p[i].down->out;
-        at += p[i].down->out;
+    struct wide *f = &m->f[0];
+    memset(m, 0, sizeof *m);
+    m->kind = DELTA_PRODUCT;
+    m->scale = 1;
+    m->rows = f->rows = p->up->out;
+    m->cols = f->cols = (size_t)p->down->in * (size_t)p->down->kh * (size_t)p->down->kw;
+    f->rank = p->down->out;
+    size_t up = (size_t)f->rows * (size_t)f->rank, down = (size_t)f->rank * f->cols;
+    f->a = malloc(up * sizeof *f->a);
+    f->b = malloc(down * sizeof *f->b);
+    if (!f->a || !f->b)
+        return err_nomem(err, (up + down) * sizeof *f->a);
+    array_to_f32(&p->up->w, f->a);
+    array_to_f32(&p->down->w, f->b);
+    for (size_t i = 0; i < up; i++)
+        f->a[i] *= p->scale;
+    return 0;
+}
+
+/* U S V^T instead, as U and S V^T: up keeps lengths, so what comes down is as large as what it changes. */
+static int canonical(struct matrix *m, struct err *err)
+{
+    struct matrix own;
+    struct wide *f = &own.f[0];
+    double all, *sigma = malloc((size_t)m->f[0].rank * sizeof *sigma);
+    if (!sigma)
+        return err_nomem(err, (size_t)m->f[0].rank * sizeof *sigma);
+    int rc = matrix_truncate(&own, m, m->f[0].rank, &all, sigma, err);
+    for (int k = 0; k < f->rank && rc == 0; k++) {
+        float s = (float)sigma[k];
+        for (int i = 0; i < f->rows && s > 0; i++)
+            f->a[(size_t)i * (size_t)f->rank + (size_t)k] /= s;
+        for (size_t i = 0; i < f->cols; i++)
+            f->b[(size_t)k * f->cols + i] *= s;
     }
-    j->down = beside(down, down->in, wide, j->values);
-    j->up = beside(up, wide, up->out, ups);
+    free(sigma);
+    matrix_release(m);
+    *m = own;
+    return rc;
+}
+
+/* Products side by side: m has n of them. */
+static int put(struct joined *j, const struct matrix *m, struct err *err)
+{
+    size_t inner = m[0].cols, out = (size_t)m[0].rows, wide = 0, at = 0;
+    for (int i = 0; i < j->n; i++)
+        wide += (size_t)j->width[i];
+    j->values = malloc(wide * (inner + out) * sizeof *j->values);
+    if (!j->values)
+        return err_nomem(err, wide * (inner + out) * sizeof *j->values);
+    float *up = j->values + wide * inner;
+    for (int i = 0; i < j->n; i++) {
+        size_t rank = (size_t)j->width[i];
+        memcpy(j->values + at * inner, m[i].f[0].b, rank * inner * sizeof *j->values);
+        for (size_t r = 0; r < out; r++)
+            memcpy(up + r * wide + at, m[i].f[0].a + r * rank, rank * sizeof *up);
+        at += rank;
+    }
+    return 0;
+}
+
+static int join(struct joined *j, const struct piece *p, int n, bool svd, struct err *err)
+{
+    struct matrix m[2 * JOINT_MAX] = {{.kind = DELTA_PRODUCT}};
+    int wide = 0, rc = 0;
+    j->n = n;
+    for (int i = 0; i < n && rc == 0; i++) {
+        rc = load(&m[i], &p[i], err);
+        rc = rc == 0 && svd ? canonical(&m[i], err) : rc;
+        j->part[i] = p[i].part;
+        j->width[i] = m[i].f[0].rank;
+        wide += j->width[i];
+    }
+    rc = rc < 0 ? rc : put(j, m, err);
+    if (rc == 0) {
+        const float *up = j->values + (size_t)wide * m[0].cols;
+        j->down = beside(p[0].down, p[0].down->in, wide, j->values);
+        j->up = beside(p[0].up, wide, p[0].up->out, up);
+    }
+    for (int i = 0; i < n; i++)
+        matrix_release(&m[i]);
     return rc;
 }
 
 int joint_new(struct joint **out, const struct sites *sites, enum component part, int n,
-              const struct adapter *const *adapter, struct err *err)
+              const struct adapter *const *adapter, bool svd, struct err *err)
 {
     struct joint *j = calloc(1, sizeof *j);
     struct piece piece[2 * JOINT_MAX];
@@ -100,6 +148,7 @@ int joint_new(struct joint **out, const struct sites *sites, enum component part
         return err_nomem(err, sizeof *j);
     j->dev = adapter[0]->dev;
     j->n = n;
+    j->svd = svd;
     j->n_site = sites->n;
     memcpy(j->adapter, adapter, (size_t)n * sizeof(const struct adapter *));
     j->at = calloc((size_t)j->n_site + 1, sizeof(struct joined *));
@@ -109,7 +158,7 @@ int joint_new(struct joint **out, const struct sites *sites, enum component part
         if (k < 2)
             continue;
         j->at[i] = calloc(1, sizeof *j->at[i]);
-        rc = j->at[i] ? join(j->at[i], piece, k, err) : err_nomem(err, sizeof *j->at[i]);
+        rc = j->at[i] ? join(j->at[i], piece, k, svd, err) : err_nomem(err, sizeof *j->at[i]);
     }
     if (rc < 0) {
         joint_free(j);

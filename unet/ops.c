@@ -184,6 +184,8 @@ static void chain_joined(struct run *r, struct tensor *y, const struct joined *j
     one_layer(r, &t, &j->down, x, false);
     if (!plain)
         op_scale(r, &t, j->n, j->width, s);
+    if (b->route.keep > 0)
+        op_route(r, &t, &b->route);
     one_layer(r, y, &j->up, &t, true);
     run_pop(r, mark);
 }
@@ -467,6 +469,13 @@ void op_scale(struct run *r, struct tensor *y, int n, const int *width, const fl
     (void)c;
     if (live(r))
         r->dev->be->scale(r->dev, y, n, width, s, &r->err);
+}
+
+void op_route(struct run *r, struct tensor *t, const struct route *how)
+{
+    assert(how->keep > 0 && how->keep <= 1 && how->tau > 0);
+    if (live(r))
+        r->dev->be->route(r->dev, t, how, &r->err);
 }
 
 void op_copy(struct run *r, struct tensor *y, const struct tensor *x)

@@ -35,9 +35,10 @@ struct branch {
     const struct adapter *adapter;
     int row0, row1;
     float strength; /* multiplies every delta of the adapter */
-    const struct joint *
-        joint; /* or NULL; else as many branches on these rows as it has parts stand here in its order */
-    int part; /* which of them this is */
+    /* Or NULL; else as many branches as it has parts stand here, on the same rows and in its order. */
+    const struct joint *joint;
+    int part;           /* which of them this is */
+    struct route route; /* of the joint's pieces */
 };
 
 /* Told of every layer with a branch what it gives without any on that branch's rows, base, and what this branch alone
@@ -115,6 +116,8 @@ void op_lincomb(struct run *r, struct tensor *y, int n, const double *coef,
 void op_affine(struct run *r, struct tensor *y, const struct tensor *x, double a, double b);
 /* y *= s[k] in the k-th of n parts of its channels, of these widths */
 void op_scale(struct run *r, struct tensor *y, int n, const int *width, const float *s);
+/* t *= w at each place, its channels being pieces (route.h) */
+void op_route(struct run *r, struct tensor *t, const struct route *how);
 void op_copy(struct run *r, struct tensor *y, const struct tensor *x);
 void op_add(struct run *r, struct tensor *y, const struct tensor *x); /* y += x */
 void op_concat(struct run *r, struct tensor *y, const struct tensor *a, const struct tensor *b);
