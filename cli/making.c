@@ -7,6 +7,7 @@
 #include "retrieve/find.h"
 #include "store/format.h"
 #include "unet/file.h"
+#include "unet/gates.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -123,20 +124,34 @@ static int open_adapters(struct making *m, struct err *err)
     return rc;
 }
 
-/* Whether one of the strategies in hand weighs adapters by their words. */
-static bool weighs(const struct making *m)
+/* Whether one of the strategies in hand weighs adapters by their words, or needs gates. */
+static void look_at_strategies(const struct making *m, bool *weighs, bool *gates)
 {
+    *weighs = *gates = false;
     const char *const *name = m->given.compose.item;
     for (int i = -1; i < m->given.compose.n; i++) {
         const char *text = i < 0 ? m->r.compose : name[i];
         struct compose *c = NULL;
         struct err none;
-        bool yes = text && compose_open(&c, text, &none) == 0 && c->strategy->weighs;
+        if (text && compose_open(&c, text, &none) == 0) {
+            *weighs = *weighs || c->strategy->weighs;
+            *gates = *gates || c->strategy->gates;
+        }
         compose_close(c);
-        if (yes)
-            return true;
     }
-    return false;
+}
+
+/* The demo model's gates; on another model there are none, which the picture says. */
+static int open_gates(struct making *m, struct err *err)
+{
+    char *file = cli_asset("gates/model.safetensors");
+    int rc = file ? gates_open(&m->gates, m->dev, &m->model->sites, file, err) : 0;
+    if (rc == ERR_MISMATCH) {
+        err_clear(err);
+        rc = 0;
+    }
+    free(file);
+    return rc;
 }
 
 /* All texts with commas between: a new string. */
@@ -265,8 +280,12 @@ int making_load(struct making *m, struct err *err)
     rc = rc < 0 ? rc : read_prompts(m, err);
     rc = rc < 0 ? rc : making_model(m, err);
     rc = rc < 0 ? rc : open_adapters(m, err);
-    if (rc == 0 && weighs(m))
+    bool weighs, gates;
+    look_at_strategies(m, &weighs, &gates);
+    if (rc == 0 && weighs)
         rc = weigh_adapters(m, err);
+    if (rc == 0 && gates && !m->gates)
+        rc = open_gates(m, err);
     rc = rc < 0 ? rc : embeddings_open(&m->words, &m->r, m->model, m->file, m->verbose, err);
     return rc < 0 || !m->r.init ? rc : read_init(m, err);
 }
@@ -307,6 +326,7 @@ int making_picture(struct making *m, struct picture *p, struct err *err)
     p->n_use = m->r.n_adapter;
     p->compose = m->r.compose;
     p->fold = m->r.fold;
+    p->gates = m->gates;
     if (s && !strcmp(s, "karras"))
         p->sigmas = SIGMAS_KARRAS;
     else if (s && !strcmp(s, "trained"))
@@ -470,6 +490,7 @@ void making_release(struct making *m)
     free(m->given.embedding.item);
     free(m->given.compose.item);
     generator_close(m->g);
+    gates_close(m->gates);
     model_close(m->model);
     device_close(m->dev);
     repo_close(m->repo);

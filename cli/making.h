@@ -41,6 +41,7 @@ struct making {
     struct adapter **adapter;
     struct use *use;
     struct generator *g;
+    struct gates *gates; /* opened where a strategy needs them; NULL: the model has none */
     struct prompt prompt, negative;
     struct words *words;
     struct image init;

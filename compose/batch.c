@@ -3,6 +3,7 @@
 #include "influence.h"
 
 #include "unet/bind.h"
+#include "unet/gates.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -92,7 +93,7 @@ static int row_branches(const struct batch *b, int row, struct branch *to)
         float strength = (float)(u->unet * act->w[half]);
         if (strength == 0)
             continue;
-        to[n] = (struct branch){u->adapter, row, row + 1, strength, NULL, n, q->route};
+        to[n] = (struct branch){u->adapter, row, row + 1, strength, NULL, n, q->route, q->gated};
         n++;
     }
     return n;
@@ -108,18 +109,18 @@ static bool same_branches(const struct branch *a, const struct branch *b, int n)
     bool same = true;
     for (int i = 0; i < n && same; i++)
         same = a[i].adapter == b[i].adapter && a[i].strength == b[i].strength &&
-               same_route(&a[i].route, &b[i].route);
+               same_route(&a[i].route, &b[i].route) && a[i].gated == b[i].gated;
     return same;
 }
 
-static bool is_routed(const struct branch *b)
+static enum joint_for purpose(const struct branch *b)
 {
-    return b->route.keep > 0;
+    return b->gated ? JOINT_GATE : b->route.keep > 0 ? JOINT_ROUTE : JOINT_SUM;
 }
 
 static bool is_of(const struct joint *j, const struct branch *b, int n)
 {
-    bool same = j->n == n && j->svd == is_routed(b);
+    bool same = j->n == n && j->what == purpose(b);
     for (int i = 0; i < n && same; i++)
         same = j->adapter[i] == b[i].adapter;
     return same;
@@ -142,7 +143,7 @@ static const struct joint *joint_of(struct batch *b, const struct branch *branch
     b->joint = more;
     for (int i = 0; i < n; i++)
         adapter[i] = branch[i].adapter;
-    if (joint_new(&more[b->n_joint], &b->m->sites, COMPONENT_UNET, n, adapter, is_routed(branch),
+    if (joint_new(&more[b->n_joint], &b->m->sites, COMPONENT_UNET, n, adapter, purpose(branch),
                   &b->run->err) < 0)
         return NULL;
     return more[b->n_joint++];
@@ -164,7 +165,7 @@ static void set_branches(struct batch *b, int n)
                 last[p].row1++;
             continue;
         }
-        for (int p = 0; p < k && k > 1; p++)
+        for (int p = 0; p < k && (k > 1 || next->gated); p++)
             next[p].joint = joint_of(b, next, k);
         last = next;
         n_last = k;
@@ -234,7 +235,10 @@ static struct tensor run_rows(struct batch *b, int n)
         if (q->deep != DEEP_PLAIN)
             b->deep[i] = of->deep[q->slot * of->cond->n_row + b->at[i].row];
         b->t[i] = b->at[i].turn->t;
+        gate_waves(b->t[i], b->wave[i]);
+        b->run->gates = of->p->gates ? of->p->gates : b->run->gates;
     }
+    b->run->wave = b->wave[0];
     set_branches(b, n);
     set_watch(b, n);
     return unet_forward(b->m->unet, b->run, &x, b->t, &text, &deep);

@@ -44,6 +44,7 @@ struct batch {
     struct place at[BATCH_ROWS];
     struct tensor deep[BATCH_ROWS];
     double t[BATCH_ROWS];
+    float wave[BATCH_ROWS][GATE_WAVES];
     struct branch branch[BATCH_ROWS * COMPOSE_MAX_ADAPTERS];
     struct joint **joint; /* of each set of adapters met so far */
     int n_joint;

@@ -94,6 +94,11 @@ static int open_compose(struct canvas *c, struct err *err)
                      "--fold is for merge with one strength in both halves: %s acts beside "
                      "the weights",
                      c->compose->strategy->name);
+    if (rc == 0 && c->compose->strategy->gates && n && !c->p.gates)
+        rc = err_set(err, ERR_ARG,
+                     "%s needs gates that were learnt for this model, and there are none: "
+                     "assets/train/gates.py learns them",
+                     c->compose->strategy->name);
     return rc < 0 ? rc : start_compose(c, err);
 }
 

@@ -67,6 +67,7 @@ struct pass {
     enum deep deep;
     int slot;           /* up to the number of adapters */
     struct route route; /* of all its adapters' rank-1 pieces at each place; all 0: none */
+    bool gated;         /* they go through the model's gates (unet/gates.h) */
 };
 
 struct action {
@@ -88,6 +89,7 @@ struct compose_strategy {
     const char *name;
     const char *about;                   /* one line */
     const char *more;                    /* how, and whose */
+    bool gates;                          /* needs the model's */
     bool weighs;                         /* wants to know part and match */
     const struct compose_option *option; /* ends with key NULL; NULL: none of its own */
     /* Fills in passes with their acts and mix; deep features and `uncond` are laid over them by compose_next.

@@ -10,6 +10,7 @@
 
 #include "compose/generate.h"
 #include "store/adapter.h"
+#include "unet/gates.h"
 #include "util.h"
 
 #include <criterion/criterion.h>
@@ -24,6 +25,7 @@ struct fixture {
     struct model *m;
     struct adapter_file *file[N_LORA];
     struct use use[N_LORA];
+    struct gates *gates;
     struct prompt prompt, negative;
 };
 
@@ -42,6 +44,9 @@ static inline void fixture_open(struct fixture *f, const char *prompt)
         bind_report_release(&report);
         f->use[i] = (struct use){.adapter = a, .unet = 1 - .3f * (float)i, .te = .5f};
     }
+    cr_assert_eq(
+        gates_open(&f->gates, f->dev, &f->m->sites, "tests/golden/data/gates.safetensors", &err), 0,
+        "%s", err.msg);
     cr_assert_eq(prompt_read(&f->prompt, prompt, &err), 0);
     cr_assert_eq(prompt_read_negative(&f->negative, "mist", &err), 0);
 }
@@ -54,6 +59,7 @@ static inline void fixture_close(struct fixture *f)
     }
     prompt_release(&f->prompt);
     prompt_release(&f->negative);
+    gates_close(f->gates);
     model_close(f->m);
     device_close(f->dev);
 }

@@ -125,8 +125,8 @@ static int on_step(void *user, int done, int total)
 static void check(struct fixture *f, const char *const *compose, int n)
 {
     struct generator *g;
-    struct picture p[8];
-    struct image im[8];
+    struct picture p[16];
+    struct image im[16];
     struct err err;
     long at[STEPS + 1][2];
     for (int i = 0; i < n; i++) {
@@ -137,6 +137,7 @@ static void check(struct fixture *f, const char *const *compose, int n)
         p[i].compose = compose[i];
         p[i].use = f->use;
         p[i].n_use = 2;
+        p[i].gates = f->gates;
         p[i].sampler = i % 2 ? "euler_a" : NULL;
     }
     cr_assert_eq(generator_open(&g, f->m, &err), 0);
@@ -154,8 +155,9 @@ static void check(struct fixture *f, const char *const *compose, int n)
 Test(allocation, none_after_the_first_step)
 {
     static const char *const compose[] = {
-        "merge",   "switch:tau=2",      "composite",        "cmlora",
-        "wswitch", "merge:deepcache=3", "merge:uncond=base"};
+        "merge",   "switch:tau=2",      "composite",         "cmlora",
+        "wswitch", "merge:deepcache=3", "merge:uncond=base", "mora",
+        "gated"};
     struct fixture f;
     if (!COUNTED)
         cr_skip_test("the sanitizer's malloc cannot be counted");

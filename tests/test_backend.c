@@ -484,6 +484,29 @@ static void run_route(struct run *r, const void *arg, struct tensor *y)
     op_route(r, y, &how);
 }
 
+/* Three adapters: a product, one that is given, a product; onto h or beside it. */
+static void run_gate(struct run *r, const void *arg, struct tensor *y)
+{
+    static const int width[] = {4, 0, 3};
+    const struct shape *s = arg;
+    size_t c = (size_t)s->c;
+    float *gate = malloc(GATE_ROWS * c * sizeof *gate), *up = malloc(7 * c * sizeof *up),
+          wave[3 * GATE_WAVES];
+    struct tensor t = filled(r, s->n, s->h, s->w, 7, 71), u = filled(r, s->n, s->h, s->w, s->c, 72),
+                  h = filled(r, s->n, s->h, s->w, s->c, 73);
+    const struct tensor *given[] = {NULL, &u, NULL};
+    struct gating in = {3, &t, up, width, given, gate, wave};
+    test_fill(gate, GATE_ROWS * c, 74);
+    test_fill(up, 7 * c, 75);
+    test_fill(wave, 3 * GATE_WAVES, 76);
+    *y = h;
+    if (s->what)
+        *y = filled(r, s->n, s->h, s->w, s->c, 77);
+    op_gate(r, y, &h, &in);
+    free(gate);
+    free(up);
+}
+
 static void run_concat(struct run *r, const void *arg, struct tensor *y)
 {
     const struct shape *s = arg;
@@ -519,6 +542,8 @@ Test(backend, elementwise)
         check("scale", run_scale, &l[i], 1e-7);
     for (size_t i = 0; i < 3; i++)
         check("route", run_route, &l[i], BOUND);
+    for (size_t i = 0; i < 3; i++)
+        check("gates", run_gate, &l[i], BOUND);
     const struct shape c[] = {{2, 16, 16, 96, 32}, {1, 9, 11, 13, 7}};
     for (size_t i = 0; i < 2; i++)
         check("concat", run_concat, &c[i], 1e-7); /* rounding of the input to float only */

@@ -442,6 +442,7 @@ static struct made make(struct fixture *f, const char *compose, int n, bool fold
     p.use = f->use;
     p.n_use = n;
     p.fold = fold;
+    p.gates = f->gates;
     p.compose = compose;
     cr_assert_eq(generator_open(&g, f->m, &err), 0, "%s", err.msg);
     cr_assert_eq(generator_prepare(g, &p, 1, &cost, &err), 0, "%s: %s", compose, err.msg);
@@ -527,6 +528,35 @@ Test(compose, mora_without_routing_is_merge)
     fixture_close(&f);
 }
 
+/* Through gates, one adapter or more; without gates it says so. */
+Test(compose, gated)
+{
+    struct fixture f;
+    fixture_open(&f, "an owl");
+    struct compose *c = start("gated", 2, NULL);
+    struct action a = next(c, 0);
+    cr_expect(a.n_pass == 1 && a.pass[0].n_act == 2 && a.pass[0].gated);
+    cr_expect(!compose_is_constant(c));
+    compose_close(c);
+    cr_expect(!same(&f, "gated", 2, "merge", 2));
+    cr_expect(!same(&f, "gated", 1, "merge", 1), "one goes through gates too");
+    cr_expect(same(&f, "gated", 0, "merge", 0));
+    struct generator *g;
+    struct picture p;
+    struct err err;
+    picture_init(&p, f.m);
+    p.prompt = &f.prompt;
+    p.negative = &f.negative;
+    p.use = f.use;
+    p.n_use = 2;
+    p.compose = "gated";
+    cr_assert_eq(generator_open(&g, f.m, &err), 0);
+    cr_expect_eq(generator_prepare(g, &p, 1, NULL, &err), ERR_ARG);
+    cr_expect(strstr(err.msg, "gates"), "%s", err.msg);
+    generator_close(g);
+    fixture_close(&f);
+}
+
 /* A switch whose turns are longer than the picture is its first adapter, and its texts. */
 Test(compose, a_long_turn_is_the_first_adapter)
 {
@@ -586,7 +616,7 @@ Test(compose, batches_change_nothing)
 
 /* Pictures made together, as different as they come: strategies, adapters, prompts of one chunk and two,
  * samplers with one evaluation a step and two, sizes, guidance or none, lengths. */
-enum { TOGETHER = 12 };
+enum { TOGETHER = 14 };
 static const struct {
     const char *compose, *prompt, *sampler;
     int first, n, steps, w;
@@ -604,6 +634,8 @@ static const struct {
     {"composite", "an [owl:castle:2]", NULL, 2, 1, 6, 96, 7},
     {"merge:mode=blend", "a castle", "dpmpp_2m", 0, 3, 6, 96, 7},
     {"mora", "an owl", NULL, 0, 3, 6, 64, 7},
+    {"gated", "an owl", NULL, 0, 3, 6, 64, 7},
+    {"gated:uncond=base", "an owl", "euler", 0, 1, 5, 64, 7},
 };
 
 static void compare_together(struct fixture *f, const struct picture *p)
@@ -660,6 +692,7 @@ Test(compose, pictures_made_together_are_those_made_alone)
         p[i].steps = together[i].steps;
         p[i].w = together[i].w;
         p[i].cfg = together[i].cfg;
+        p[i].gates = f.gates;
         p[i].eta = i == 2 ? .5 : 0;
     }
     compare_together(&f, p);

@@ -2,6 +2,7 @@
  * (tests/golden/deltas.py): folded, and acting beside the layer, at several strengths.
  * WEFT_DELTAS=MODEL:OUT adds what it made for another model (SDXL's widths). */
 #include "store/adapter.h"
+#include "unet/gates.h"
 #include "unet/model.h"
 #include "unet/ops.h"
 #include "unet/safetensors.h"
@@ -296,9 +297,10 @@ static void check_joined(struct fixture *f, const struct adapter *const *a, int 
     struct joint *j = NULL;
     struct err err;
     int joined = 0, more = 0;
-    cr_assert_eq(joint_new(&j, &f->m->sites, COMPONENT_UNET, n, a, false, &err), 0, "%s", err.msg);
+    cr_assert_eq(joint_new(&j, &f->m->sites, COMPONENT_UNET, n, a, JOINT_SUM, &err), 0, "%s",
+                 err.msg);
     for (int i = 0; i < n; i++)
-        b[i] = (struct branch){a[i], 1, 3, i % 3 ? .4f * (float)i : 1, NULL, i, {0, 0, 0}};
+        b[i] = (struct branch){a[i], 1, 3, i % 3 ? .4f * (float)i : 1, NULL, i, {0, 0, 0}, false};
     f->r.branch = b;
     f->r.n_branch = n;
     for (int s = 0; s < f->m->sites.n; s++) {
@@ -326,6 +328,56 @@ static void check_joined(struct fixture *f, const struct adapter *const *a, int 
     joint_free(j);
 }
 
+/* Gates that are open for all let the plain sum through, whatever kind it comes from; shut ones nothing. */
+static void check_gates(struct fixture *f, const struct adapter *const *a, int n)
+{
+    struct branch b[JOINT_MAX];
+    struct joint *j = NULL;
+    float wave[3 * GATE_WAVES] = {0}, *at[1000] = {NULL};
+    struct gates g = {f->dev, f->m->sites.n, at};
+    struct err err;
+    cr_assert(f->m->sites.n <= 1000);
+    cr_assert_eq(joint_new(&j, &f->m->sites, COMPONENT_UNET, n, a, JOINT_GATE, &err), 0);
+    for (int i = 0; i < n; i++)
+        b[i] = (struct branch){a[i], 1, 3, .5f, j, i, {0, 0, 0}, true};
+    f->r.branch = b;
+    f->r.n_branch = n;
+    f->r.wave = wave;
+    for (int s = 0; s < f->m->sites.n; s++) {
+        const struct site *site = &f->m->sites.at[s];
+        size_t len;
+        if (!site->layer || site->part != COMPONENT_UNET)
+            continue;
+        size_t c = (size_t)site->layer->out, count = (size_t)(3 * 20 * site->layer->in);
+        float *x = room(count), *own, *want, *open, *shut;
+        at[s] = calloc(GATE_ROWS * c, sizeof(float));
+        test_fill(x, count, 5);
+        f->r.gates = NULL;
+        want = output(f, site, site->layer, NULL, x, &len);
+        f->r.gates = &g;
+        for (size_t i = 0; i < c; i++) {
+            at[s][GATE_BIAS * c + i] = 40;
+            at[s][GATE_GAIN * c + i] = 1;
+        }
+        open = output(f, site, site->layer, NULL, x, &len);
+        double e = test_error(open, want, len);
+        cr_expect_leq(e, 1e-6, "%s: %g", site->name, e);
+        for (size_t i = 0; i < c; i++)
+            at[s][GATE_GAIN * c + i] = 0;
+        shut = output(f, site, site->layer, NULL, x, &len);
+        f->r.n_branch = 0;
+        own = output(f, site, site->layer, NULL, x, &len);
+        f->r.n_branch = n;
+        cr_expect(!memcmp(shut, own, len * sizeof *own), "%s: shut gates let some through",
+                  site->name);
+        free(at[s]);
+        at[s] = NULL;
+        free(x), free(own), free(want), free(open), free(shut);
+    }
+    run_bare(&f->r);
+    joint_free(j);
+}
+
 /* All files of the golden, in their order, JOINT_MAX of them at once. */
 Test(delta, joined_is_their_sum)
 {
@@ -350,6 +402,8 @@ Test(delta, joined_is_their_sum)
     cr_assert_gt(k, JOINT_MAX);
     check_joined(&f, (const struct adapter *const *)a, JOINT_MAX);
     check_joined(&f, (const struct adapter *const *)a + k - JOINT_MAX, JOINT_MAX);
+    check_gates(&f, (const struct adapter *const *)a, JOINT_MAX);
+    check_gates(&f, (const struct adapter *const *)a + k - JOINT_MAX, JOINT_MAX);
     for (int i = 0; i < k; i++) {
         adapter_free(a[i]);
         adapter_file_close(file[i]);
@@ -446,9 +500,9 @@ Test(delta, routed_the_same_however_it_is_factored)
         for (int k = 0; k < 3; k++) { /* as they are; refactored; not routed */
             const struct adapter *two[] = {a[k == 1 ? 2 : 0], a[1]};
             struct joint *j = NULL;
-            cr_assert_eq(joint_new(&j, &f.m->sites, COMPONENT_UNET, 2, two, true, &err), 0);
+            cr_assert_eq(joint_new(&j, &f.m->sites, COMPONENT_UNET, 2, two, JOINT_ROUTE, &err), 0);
             for (int i = 0; i < 2; i++)
-                b[i] = (struct branch){two[i], 0, 3, 1, j, i, {.3f, k < 2 ? .5f : 0, 0}};
+                b[i] = (struct branch){two[i], 0, 3, 1, j, i, {.3f, k < 2 ? .5f : 0, 0}, false};
             f.r.branch = b;
             f.r.n_branch = 2;
             got[k] = output(&f, at, at->layer, NULL, x, &n);

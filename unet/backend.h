@@ -69,6 +69,21 @@ struct attention {
     bool causal; /* CLIP's text tower */
 };
 
+/* Gates at a site (gates.h): rows of its vectors, and waves of the time. */
+enum { GATE_BIAS, GATE_BASE, GATE_OWN, GATE_CROSS, GATE_GAIN, GATE_TIME, GATE_WAVES = 16 };
+enum { GATE_ROWS = GATE_TIME + GATE_WAVES, GATE_MOST = 32 };
+
+/* What n adapters add at a site, and the gates it goes through. */
+struct gating {
+    int n;
+    const struct tensor *t; /* what comes down of those that are products, side by side; or NULL */
+    const float *up;        /* [sum of width, c] that t goes up through; device memory */
+    const int *width;       /* [n] ranks; 0: no product, u has what it adds */
+    const struct tensor *const *u; /* [n]; NULL where width is not 0 */
+    const float *gate;             /* [GATE_ROWS, c]; device memory */
+    const float *wave;             /* [rows of y, GATE_WAVES] of each row's time; host memory */
+};
+
 struct backend {
     const char *name;
     const char *about; /* one line for people */
@@ -136,6 +151,9 @@ struct backend {
                  struct err *err);
     /* t *= w at each place, as route.h says; its channels are the pieces. */
     int (*route)(struct device *dev, struct tensor *t, const struct route *how, struct err *err);
+    /* y += h + what comes through the gates; where y is h, y += that alone. */
+    int (*gate)(struct device *dev, struct tensor *y, const struct tensor *h,
+                const struct gating *in, struct err *err);
     /* y [.., a.c + b.c] = a beside b. */
     int (*concat)(struct device *dev, struct tensor *y, const struct tensor *a,
                   const struct tensor *b, struct err *err);

@@ -101,7 +101,11 @@ bool bound_is_product(const struct bound *b);
 /* Bytes its factors take once packed. */
 size_t adapter_bytes(const struct adapter *a);
 
-enum { JOINT_MAX = 32 };
+enum { JOINT_MAX = GATE_MOST };
+
+/* What a joint is for: their sum; routing, for which each product U S V^T stands there as U and S V^T, however its
+ * file has it; gates, which one adapter alone goes through too. */
+enum joint_for { JOINT_SUM, JOINT_ROUTE, JOINT_GATE };
 
 /* Several adapters' products at one site as one: sum_i s_i B_i A_i = [B_1 .. B_n] diag(s) [A_1; ..; A_n], two
  * layers where there were 2n. What their strengths leave alone (alpha / rank, factors of blocks) is in `up`. */
@@ -109,20 +113,21 @@ struct joined {
     struct layer down, up;
     int n;                                         /* products, side by side */
     int part[2 * JOINT_MAX], width[2 * JOINT_MAX]; /* whose each is, and its rank */
+    bool has[JOINT_MAX];                           /* whose products these are */
     float *values;                                 /* of both layers; owned */
+    float *turned; /* JOINT_GATE: up as [ranks, out], device memory; owned */
 };
 /* Adapters that act together; what is no product, or the only one at its site, acts as it would alone. */
 struct joint {
     struct device *dev;
-    bool svd;
+    enum joint_for what;
     int n, n_site;
     const struct adapter *adapter[JOINT_MAX]; /* borrowed */
     struct joined **at;                       /* [n_site], NULL: nothing is joined there */
 };
-/* At the sites of one component; n: 1 to JOINT_MAX. svd: each product U S V^T stands there as U and S V^T, however its
- * file has it, for routing. */
+/* At the sites of one component; n: 1 to JOINT_MAX. */
 int joint_new(struct joint **out, const struct sites *sites, enum component part, int n,
-              const struct adapter *const *adapter, bool svd, struct err *err);
+              const struct adapter *const *adapter, enum joint_for what, struct err *err);
 void joint_free(struct joint *j);
 /* Bytes its factors take once packed, and as they are kept. */
 size_t joint_bytes(const struct joint *j);

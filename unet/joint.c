@@ -11,11 +11,23 @@ struct piece {
     float scale;
 };
 
+/* Whether all that an adapter does at a site is products. */
+static bool is_products(const struct bound *b)
+{
+    bool yes = b != NULL;
+    for (; b; b = b->next)
+        yes = yes && b->side.up.out && !b->side.gain && !b->norm[0] && !b->norm[1];
+    return yes;
+}
+
+/* Of what goes through gates, only adapters that are nothing else: the others are added up before. */
 static int find_pieces(struct piece *to, const struct joint *j, int site)
 {
     int n = 0;
     for (int i = 0; i < j->n; i++)
         for (const struct bound *b = j->adapter[i]->at[site]; b; b = b->next) {
+            if (j->what == JOINT_GATE && !is_products(j->adapter[i]->at[site]))
+                continue;
             float scale = b->factor * b->side.scale;
             if (b->side.up.out)
                 to[n++] = (struct piece){i, &b->side.down, &b->side.up, scale};
@@ -45,6 +57,8 @@ static void joined_free(struct device *dev, struct joined *j)
         return;
     layer_release(dev, &j->down);
     layer_release(dev, &j->up);
+    if (j->turned)
+        dev->be->free(dev, j->turned);
     free(j->values);
     free(j);
 }
@@ -113,15 +127,33 @@ static int put(struct joined *j, const struct matrix *m, struct err *err)
     return 0;
 }
 
-static int join(struct joined *j, const struct piece *p, int n, bool svd, struct err *err)
+/* The up factor row by row, as gates want it. */
+static int turn(struct joined *j, struct device *dev, struct err *err)
+{
+    const float *up = j->up.w.data;
+    size_t wide = (size_t)j->up.in, out = (size_t)j->up.out, n = wide * out;
+    float *host = malloc(n * sizeof *host);
+    j->turned = dev->be->alloc(dev, n * sizeof *host);
+    int rc = host && j->turned ? 0 : err_nomem(err, n * sizeof *host);
+    for (size_t i = 0; i < n && rc == 0; i++)
+        host[i] = up[i % out * wide + i / out];
+    if (rc == 0)
+        dev->be->store(dev, j->turned, host, n);
+    free(host);
+    return rc;
+}
+
+static int join(struct joined *j, struct device *dev, const struct piece *p, int n,
+                enum joint_for what, struct err *err)
 {
     struct matrix m[2 * JOINT_MAX] = {{.kind = DELTA_PRODUCT}};
     int wide = 0, rc = 0;
     j->n = n;
     for (int i = 0; i < n && rc == 0; i++) {
         rc = load(&m[i], &p[i], err);
-        rc = rc == 0 && svd ? canonical(&m[i], err) : rc;
+        rc = rc == 0 && what == JOINT_ROUTE ? canonical(&m[i], err) : rc;
         j->part[i] = p[i].part;
+        j->has[p[i].part] = true;
         j->width[i] = m[i].f[0].rank;
         wide += j->width[i];
     }
@@ -133,11 +165,11 @@ static int join(struct joined *j, const struct piece *p, int n, bool svd, struct
     }
     for (int i = 0; i < n; i++)
         matrix_release(&m[i]);
-    return rc;
+    return rc == 0 && what == JOINT_GATE ? turn(j, dev, err) : rc;
 }
 
 int joint_new(struct joint **out, const struct sites *sites, enum component part, int n,
-              const struct adapter *const *adapter, bool svd, struct err *err)
+              const struct adapter *const *adapter, enum joint_for what, struct err *err)
 {
     struct joint *j = calloc(1, sizeof *j);
     struct piece piece[2 * JOINT_MAX];
@@ -148,17 +180,18 @@ int joint_new(struct joint **out, const struct sites *sites, enum component part
         return err_nomem(err, sizeof *j);
     j->dev = adapter[0]->dev;
     j->n = n;
-    j->svd = svd;
+    j->what = what;
     j->n_site = sites->n;
     memcpy(j->adapter, adapter, (size_t)n * sizeof(const struct adapter *));
     j->at = calloc((size_t)j->n_site + 1, sizeof(struct joined *));
     rc = j->at ? 0 : err_nomem(err, (size_t)j->n_site * sizeof(struct joined *));
     for (int i = 0; rc == 0 && i < j->n_site; i++) {
         int k = sites->at[i].part == part ? find_pieces(piece, j, i) : 0;
-        if (k < 2)
+        if (k < (what == JOINT_GATE ? 1 : 2))
             continue;
         j->at[i] = calloc(1, sizeof *j->at[i]);
-        rc = j->at[i] ? join(j->at[i], piece, k, svd, err) : err_nomem(err, sizeof *j->at[i]);
+        rc = j->at[i] ? join(j->at[i], j->dev, piece, k, what, err)
+                      : err_nomem(err, sizeof *j->at[i]);
     }
     if (rc < 0) {
         joint_free(j);

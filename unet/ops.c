@@ -1,6 +1,7 @@
 #include "ops.h"
 
 #include "bind.h"
+#include "gates.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -39,6 +40,7 @@ void run_bare(struct run *r)
 {
     r->fold = NULL;
     r->watch = NULL;
+    r->gates = NULL;
     r->branch = NULL;
     r->n_branch = 0;
 }
@@ -209,7 +211,13 @@ static void chain(struct run *r, struct tensor *y, const struct layer *down, con
     run_pop(r, mark);
 }
 
-/* What the branches in force do at a site: the next bound delta after *b of branch *i, or NULL at the end.
+/* Whether what a branch adds at a site goes through gates there. */
+static bool is_gated(const struct run *r, const struct branch *b, int site)
+{
+    return b->gated && r->gates && r->gates->at[site];
+}
+
+/* What the branches in force do at a site, but for those that go through gates: the next bound delta after *b of branch *i, or NULL at the end.
  * Begin with *i = -1. */
 static const struct bound *next_bound(const struct run *r, int site, int *i, const struct bound *b)
 {
@@ -218,7 +226,8 @@ static const struct bound *next_bound(const struct run *r, int site, int *i, con
     if (b && b->next)
         return b->next;
     while (++*i < r->n_branch)
-        if (r->branch[*i].adapter->at[site] && r->branch[*i].strength != 0)
+        if (r->branch[*i].adapter->at[site] && r->branch[*i].strength != 0 &&
+            !is_gated(r, &r->branch[*i], site))
             return r->branch[*i].adapter->at[site];
     return NULL;
 }
@@ -270,6 +279,115 @@ static void base_layer(struct run *r, struct tensor *y, const struct layer *l,
     run_pop(r, mark);
 }
 
+/* y += what a bound delta adds but for its gains. */
+static void add_chains(struct run *r, struct tensor *y, const struct bound *b, float strength,
+                       const struct tensor *x, bool joined)
+{
+    double s = (double)strength * b->factor * b->side.scale;
+    if (b->side.down.out && !(joined && b->side.up.out))
+        chain(r, y, &b->side.down, &b->side.up, x, s);
+    if (b->side.up2.out && !joined)
+        chain(r, y, &b->side.down2, &b->side.up2, x, s);
+}
+
+/* All that one adapter adds at a site. */
+static struct tensor whole_part(struct run *r, const struct branch *b, int site,
+                                const struct tensor *h, const struct tensor *x)
+{
+    struct tensor u = run_like(r, h);
+    op_affine(r, &u, h, 0, 0);
+    for (const struct bound *d = b->adapter->at[site]; d; d = d->next) {
+        if (d->side.gain && live(r))
+            r->dev->be->gain(r->dev, &u, h, b->strength * d->factor, d->side.gain, d->side.shift,
+                             &r->err);
+        add_chains(r, &u, d, b->strength, x, false);
+    }
+    return u;
+}
+
+/* What the branches b[0], b[1], ... of a joint's rows add, through the gates: y += h + that, or y += that where y is h. */
+static void gate_layer(struct run *r, struct tensor *y, const struct layer *l,
+                       const struct tensor *h, const struct branch *b, const struct tensor *x)
+{
+    const struct joined *j = b->joint->at[l->site];
+    struct tensor t, u[GATE_MOST];
+    const struct tensor *at[GATE_MOST];
+    int width[GATE_MOST], n = 0;
+    unsigned mark = run_mark(r);
+    struct gating in = {.up = j ? j->turned : NULL,
+                        .width = width,
+                        .u = at,
+                        .gate = r->gates->at[l->site],
+                        .wave = r->wave ? r->wave + (size_t)b->row0 * GATE_WAVES : NULL};
+    float s[2 * JOINT_MAX];
+    for (int i = 0; i < b->joint->n; i++) {
+        width[n] = 0;
+        at[n] = NULL;
+        for (int k = 0; j && k < j->n; k++) {
+            s[k] = b[j->part[k]].strength;
+            width[n] += j->part[k] == i ? j->width[k] : 0;
+        }
+        if (!width[n] && b[i].adapter->at[l->site]) {
+            u[n] = whole_part(r, &b[i], l->site, h, x);
+            at[n] = &u[n];
+        }
+        n += width[n] || at[n];
+    }
+    in.n = n;
+    if (j) {
+        t = run_layer_tensor(r, &j->down, x);
+        one_layer(r, &t, &j->down, x, false);
+        op_scale(r, &t, j->n, j->width, s);
+        in.t = &t;
+    }
+    op_gate(r, y, h, &in);
+    run_pop(r, mark);
+}
+
+static bool any_gated(const struct run *r, int site)
+{
+    bool any = false;
+    for (int i = 0; i < r->n_branch && site >= 0 && !any; i++)
+        any = is_gated(r, &r->branch[i], site);
+    return any;
+}
+
+static void add_rows(struct run *r, struct tensor *y, const struct tensor *h, int row0, int row1)
+{
+    if (row1 <= row0)
+        return;
+    struct tensor ys = tensor_rows(y, row0, row1 - row0), hs = tensor_rows(h, row0, row1 - row0);
+    op_add(r, &ys, &hs);
+}
+
+/* base_layer, and what goes through gates. They need the layer's own output h: where that is to be added to y, it is
+ * made apart. */
+static void gated_layer(struct run *r, struct tensor *y, const struct layer *l,
+                        const struct tensor *x, bool accumulate)
+{
+    unsigned mark = run_mark(r);
+    struct tensor h = *y;
+    int done = 0;
+    if (accumulate)
+        h = run_like(r, y);
+    base_layer(r, &h, l, x, false);
+    for (int i = 0; i < r->n_branch; i++) {
+        const struct branch *b = &r->branch[i];
+        if (b->part || !is_gated(r, b, l->site))
+            continue;
+        int n = b->row1 - b->row0;
+        struct tensor ys = tensor_rows(y, b->row0, n), hs = tensor_rows(&h, b->row0, n),
+                      xs = tensor_rows(x, b->row0, n);
+        if (accumulate)
+            add_rows(r, y, &h, done, b->row0);
+        gate_layer(r, &ys, l, &hs, b, &xs);
+        done = b->row1;
+    }
+    if (accumulate)
+        add_rows(r, y, &h, done, y->n);
+    run_pop(r, mark);
+}
+
 /* What the layer gives on a branch's rows, and what the branch adds to that. */
 static void watch_branch(struct run *r, const struct watch *w, const struct layer *l,
                          const struct tensor *x, const struct branch *b)
@@ -311,20 +429,19 @@ void op_layer(struct run *r, struct tensor *y, const struct layer *l, const stru
     int i = -1;
     if (r->watch)
         watch_layer(r, l, x);
-    base_layer(r, y, l, x, accumulate);
+    if (any_gated(r, l->site))
+        gated_layer(r, y, l, x, accumulate);
+    else
+        base_layer(r, y, l, x, accumulate);
     for (const struct bound *b = next_bound(r, l->site, &i, NULL); b;
          b = next_bound(r, l->site, &i, b)) {
         const struct branch *br = &r->branch[i];
         const struct joined *j = br->joint ? br->joint->at[l->site] : NULL;
         struct tensor xs = tensor_rows(x, br->row0, br->row1 - br->row0);
         struct tensor ys = tensor_rows(y, br->row0, br->row1 - br->row0);
-        double s = (double)br->strength * b->factor * b->side.scale;
         if (j && br->part == j->part[0])
             chain_joined(r, &ys, j, br - br->part, &xs);
-        if (b->side.down.out && !(j && b->side.up.out))
-            chain(r, &ys, &b->side.down, &b->side.up, &xs, s);
-        if (b->side.up2.out && !j)
-            chain(r, &ys, &b->side.down2, &b->side.up2, &xs, s);
+        add_chains(r, &ys, b, br->strength, &xs, j && j->has[br->part]);
     }
 }
 
@@ -476,6 +593,14 @@ void op_route(struct run *r, struct tensor *t, const struct route *how)
     assert(how->keep > 0 && how->keep <= 1 && how->tau > 0);
     if (live(r))
         r->dev->be->route(r->dev, t, how, &r->err);
+}
+
+void op_gate(struct run *r, struct tensor *y, const struct tensor *h, const struct gating *in)
+{
+    assert(tensor_same_shape(y, h) && in->n <= GATE_MOST);
+    r->flops += 2.0 * (double)tensor_count(y) * (in->t ? in->t->c : 0);
+    if (live(r))
+        r->dev->be->gate(r->dev, y, h, in, &r->err);
 }
 
 void op_copy(struct run *r, struct tensor *y, const struct tensor *x)

@@ -25,6 +25,7 @@
 #include "backend.h"
 
 struct adapter;
+struct gates;
 struct joint;
 struct fold;
 struct branch;
@@ -39,6 +40,7 @@ struct branch {
     const struct joint *joint;
     int part;           /* which of them this is */
     struct route route; /* of the joint's pieces */
+    bool gated;         /* goes through the run's gates */
 };
 
 /* Told of every layer with a branch what it gives without any on that branch's rows, base, and what this branch alone
@@ -60,6 +62,8 @@ struct run {
     bool preparing; /* while measuring: layers also pack their weights for the shapes they meet */
     double flops;   /* counted by every op, 2 a multiply-add; reset by the caller */
 
+    const struct gates *gates;   /* or NULL; borrowed */
+    const float *wave;           /* [rows, GATE_WAVES] of the rows' times, for gates; borrowed */
     const struct branch *branch; /* side branches in force; borrowed */
     int n_branch;
     float *norm; /* host: gamma and beta of a norm that adapters change; grows while measuring */
@@ -118,6 +122,8 @@ void op_affine(struct run *r, struct tensor *y, const struct tensor *x, double a
 void op_scale(struct run *r, struct tensor *y, int n, const int *width, const float *s);
 /* t *= w at each place, its channels being pieces (route.h) */
 void op_route(struct run *r, struct tensor *t, const struct route *how);
+/* y += h + what comes through the gates; y += that alone where both lie at the same place */
+void op_gate(struct run *r, struct tensor *y, const struct tensor *h, const struct gating *in);
 void op_copy(struct run *r, struct tensor *y, const struct tensor *x);
 void op_add(struct run *r, struct tensor *y, const struct tensor *x); /* y += x */
 void op_concat(struct run *r, struct tensor *y, const struct tensor *a, const struct tensor *b);

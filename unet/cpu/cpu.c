@@ -498,9 +498,65 @@ static int cpu_route(struct device *dev, struct tensor *t, const struct route *h
     float *work = cpu_scratch(dev, bytes), *v = t->data;
     if (!work)
         return err_nomem(err, bytes);
+    if (is_small(n)) {
+        for (size_t i = 0; i < n; i += c)
+            route_row(v + i, t->c, how, work);
+        return 0;
+    }
 #pragma omp parallel for schedule(static) num_threads(dev->threads)
     for (size_t i = 0; i < n; i += c)
         route_row(v + i, t->c, how, work + (size_t)omp_get_thread_num() * c);
+    return 0;
+}
+
+size_t gate_work(int c)
+{
+    return (1 + 2 * GATE_PLACES) * (size_t)c;
+}
+
+/* Places [first, first + n) of a row. */
+static void gate_places(const struct kernels *k, struct tensor *y, const struct tensor *h,
+                        const struct gating *in, size_t row, size_t first, int n, float *work)
+{
+    const float *u[GATE_MOST];
+    size_t place = row * (size_t)y->h * (size_t)y->w + first, at = place * (size_t)y->c;
+    for (int i = 0; i < in->n; i++)
+        u[i] = in->u[i] ? (const float *)in->u[i]->data + at : NULL;
+    struct gate_tile tile = {
+        .c = y->c,
+        .n = n,
+        .y = (float *)y->data + at,
+        .h = (const float *)h->data + at,
+        .adapters = in->n,
+        .t = in->t ? (const float *)in->t->data + place * (size_t)in->t->c : NULL,
+        .t_stride = in->t ? (size_t)in->t->c : 0,
+        .up = in->up,
+        .width = in->width,
+        .u = u,
+        .gate = in->gate,
+        .wave = in->wave + row * GATE_WAVES,
+        .work = work,
+    };
+    k->gate(&tile);
+}
+
+static int cpu_gate(struct device *dev, struct tensor *y, const struct tensor *h,
+                    const struct gating *in, struct err *err)
+{
+    const struct kernels *k = kernels_of(dev);
+    size_t places = (size_t)y->h * (size_t)y->w, one = gate_work(y->c);
+    size_t tiles = (places + GATE_PLACES - 1) / GATE_PLACES, all = (size_t)y->n * tiles;
+    size_t bytes = (size_t)dev->threads * one * sizeof(float);
+    float *work = cpu_scratch(dev, bytes);
+    if (!work)
+        return err_nomem(err, bytes);
+    int team = is_small(tensor_count(y)) ? 1 : dev->threads;
+#pragma omp parallel for schedule(static) num_threads(team) if (team > 1)
+    for (size_t i = 0; i < all; i++) {
+        size_t first = i % tiles * GATE_PLACES, left = places - first;
+        gate_places(k, y, h, in, i / tiles, first, left < GATE_PLACES ? (int)left : GATE_PLACES,
+                    work + (size_t)omp_get_thread_num() * one);
+    }
     return 0;
 }
 
@@ -578,6 +634,7 @@ const struct backend backend_cpu = {
     .gain = cpu_gain,
     .scale = cpu_scale,
     .route = cpu_route,
+    .gate = cpu_gate,
     .concat = cpu_concat,
     .upsample = cpu_upsample,
 };

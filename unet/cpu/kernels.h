@@ -29,6 +29,23 @@ struct attention_tile {
     float *work; /* attention_work() floats */
 };
 
+/* Places that go through gates at once. */
+#define GATE_PLACES 8
+
+struct gate_tile {
+    int c, n; /* channels, places: 1 … GATE_PLACES */
+    float *y;
+    const float *h; /* y itself, or what y becomes larger by */
+    int adapters;
+    const float *t; /* [n], t_stride apart */
+    size_t t_stride;
+    const float *up;
+    const int *width;
+    const float *const *u; /* [adapters]; NULL where width is not 0 */
+    const float *gate, *wave;
+    float *work; /* gate_work() floats */
+};
+
 struct kernels {
     const char *name;
     int width;     /* floats a vector */
@@ -56,11 +73,13 @@ struct kernels {
     /* v [lk, d] to panels of at most three vectors, [panel][lk][width of the panel]. */
     void (*pack_values)(float *out, const float *v, size_t stride, int lk, int d);
     void (*attention)(const struct attention_tile *t);
+    void (*gate)(const struct gate_tile *t);
 };
 
 extern const struct kernels kernels_plain, kernels_avx2, kernels_avx512;
 
 /* Floats of work a tile needs. */
 size_t attention_work(int d_pad);
+size_t gate_work(int c);
 
 #endif

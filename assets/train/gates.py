@@ -1,0 +1,331 @@
+"""Gates for adapters that share a picture: python gates.py MODEL ZOO OUT.safetensors [--objective pairs|margin|mask]
+[--steps N] [--without time|base|cross|channels] [--seed N]
+
+At a site with base output h and what adapter i adds to it, u_i, each [places, channels], become
+
+    z_i = bias + base o n(h) + own o n(u_i) + cross o n(h) o n(u_i) + time s(t)        n: layer norm without scale
+    out = h + sum_i gain o sigmoid(z_i) o u_i                                          s: sines and cosines of t
+
+(AutoLoRA, arXiv 2508.02107; its norms' own scale and shift give nothing more, and t is ours.) The vectors, one a channel
+and site, are shared by all adapters; they begin where out is the plain sum. ZOO is a folder of zoo.py: adapters of its
+train split, two at a time, beside each other as they were drawn when each was taught. What is learnt by:
+
+    pairs    the denoiser's own loss, through all of it: pictures of both, of one beside an adapter that is not meant,
+             of one alone, and of neither
+    margin   AutoLoRA's: pictures of one, which are to be denoised with its words, and not with the other's; the same
+             noise for both, and a margin relative to the loss
+    mask     no way back through the denoiser: at each site what comes in is to be what each adapter adds in its own
+             half of the picture, and on its own words where texts arrive
+"""
+import argparse
+import glob
+import json
+import os
+import random
+import time
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
+import styles
+from adapters import parts
+from common import pixels
+from unet import noised
+from world import NORMAL, PAIR, SIDE, World, article
+from zoo import SITES, reshape, states
+
+RANK, WAVES, BATCH, POOL, MARGIN = 16, 16, 8, 1200, 1.1
+PARTS = "bias", "base", "own", "cross", "gain"
+
+
+def waves(t):
+    """[n, WAVES] of times in [0, 1000)."""
+    k = torch.arange(WAVES // 2) * torch.pi
+    x = t[:, None].float() / 1000 * (k + torch.pi / 2)
+    return torch.cat([x.sin(), x.cos()], 1)
+
+
+def normed(x):
+    return F.layer_norm(x, x.shape[-1:], eps=1e-5)
+
+
+class Gates(torch.nn.Module):
+    """The vectors of all sites; without: terms that stay 0, or all channels alike."""
+
+    def __init__(self, widths, without=()):
+        super().__init__()
+        self.without = without
+        for k in PARTS:
+            value = {"bias": 4., "gain": 1 / torch.tensor(4.).sigmoid().item()}.get(k, 0.)
+            setattr(self, k, torch.nn.ParameterDict(
+                {s.replace(".", ":"): torch.full((1 if "channels" in without else n,), value) for s, n in widths.items()}))
+        self.time = torch.nn.ParameterDict({s.replace(".", ":"): torch.zeros(1 if "channels" in without else n, WAVES)
+                                            for s, n in widths.items()})
+
+    def forward(self, site, h, u, s):
+        """h [n, places, c], u [n, adapters, places, c], s [n, WAVES]: what the adapters add."""
+        k = site.replace(".", ":")
+        nh, nu = normed(h)[:, None], normed(u)
+        z = self.bias[k] + self.own[k] * nu
+        if "base" not in self.without:
+            z = z + self.base[k] * nh
+        if "cross" not in self.without:
+            z = z + self.cross[k] * nh * nu
+        if "time" not in self.without:
+            z = z + (s @ self.time[k].T)[:, None, None]
+        return (self.gain[k] * z.sigmoid() * u).sum(1)
+
+    def tensors(self, widths):
+        """Of each site [PARTS and WAVES, channels], float16."""
+        out = {}
+        for s, n in widths.items():
+            k = s.replace(".", ":")
+            rows = [getattr(self, p)[k].detach().expand(n)[None] for p in PARTS]
+            out["unet." + s] = torch.cat([*rows, self.time[k].detach().expand(n, WAVES).T]).half().contiguous()
+        return out
+
+
+class Zoo:
+    """Adapters of a split that learnt something, factors padded to one rank, by kind of sites."""
+
+    def __init__(self, folder, split):
+        self.rows, self.at, self.up, self.down = [], {}, {}, {}
+        kept = {}
+        for file in sorted(glob.glob(os.path.join(folder, "*.json"))):
+            mine = [r for r in json.load(open(file)) if r["split"] == split and r["learnt"]]
+            tensors = load_file(file[:-5] + ".safetensors") if mine else {}
+            for r in mine:
+                own = {k[len(r["name"]) + 6:]: v for k, v in tensors.items() if k.startswith(r["name"] + ".")}
+                for site in {k.rsplit(".", 2)[0] for k in own}:
+                    kept.setdefault(site, {})[len(self.rows)] = [own[f"{site}.lora_{x}.weight"] for x in "BA"]
+                self.rows.append(r)
+        for site, some in kept.items():
+            pad = [(F.pad(b.flatten(1), (0, RANK - b.shape[1])), F.pad(a, (0, 0) * (a.dim() - 1) + (0, RANK - a.shape[0])))
+                   for b, a in some.values()]
+            none = [torch.zeros_like(p) for p in pad[0]]
+            self.at[site] = {i: k for k, i in enumerate(some)}  # -1, the last: none
+            self.up[site] = torch.stack([p[0] for p in pad] + none[:1])
+            self.down[site] = torch.stack([p[1] for p in pad] + none[1:])
+        self.kinds = {k: [i for i, r in enumerate(self.rows) if r["sites"] == k] for k in SITES}
+
+    def factors(self, site, some):
+        """up [n, out, RANK] and down [n, RANK, ...] of adapters, -1: none."""
+        k = [self.at[site].get(i, -1) for i in some]
+        return self.up[site][k].float(), self.down[site][k].float()
+
+
+class Together:
+    """Adapters in a denoiser: rows of the batch have K each, side by side, through gates or summed as they are."""
+
+    def __init__(self, unet, zoo, gates):
+        self.zoo, self.gates, self.some, self.wave, self.ask = zoo, gates, None, None, None
+        for site in zoo.at:
+            unet.get_submodule(site).register_forward_hook(self.hook(site))
+
+    def put(self, some, t):
+        """some: [n][K] adapters."""
+        self.some, self.wave = some, waves(t)
+
+    def hook(self, site):
+        def run(m, args, y):
+            flat = [i for row in self.some for i in row] if self.some else []
+            if all(i not in self.zoo.at[site] for i in flat):
+                return None
+            n, k = len(self.some), len(self.some[0])
+            up, down = self.zoo.factors(site, flat)
+            x = args[0]
+            if isinstance(m, torch.nn.Linear):
+                x, h = x.view(n, -1, x.shape[-1]), y.view(n, -1, y.shape[-1])
+                t = torch.bmm(x, down.view(n, k * RANK, -1).mT).view(n, -1, k, RANK).transpose(1, 2)
+            else:
+                t = F.conv2d(x.reshape(1, -1, *x.shape[2:]), down.flatten(0, 1), stride=m.stride, padding=m.padding, groups=n)
+                t = t.view(n, k, RANK, -1).mT
+                h = y.flatten(2).mT
+            u = t @ up.view(n, k, -1, RANK).mT
+            if self.ask:
+                more = self.ask(site, h, u, y.shape)
+            else:
+                more = self.gates(site, h, u, self.wave)
+            return y + (more if isinstance(m, torch.nn.Linear) else more.mT).reshape(y.shape)
+        return run
+
+
+# ---- scenes
+
+
+def noun(row):
+    if row["change"] == "style":
+        return row["thing"]
+    return f"{row['how']} {row['thing']}" if row["said"] and row["change"] else f"sks {row['thing']}"
+
+
+def said_style(row):
+    return f" in {row['how'] if row['said'] else 'sks'} style" if row["change"] == "style" else ""
+
+
+def drawn(world, row, size, place, ground):
+    tint = row["how"] if row["change"] == "colour" else None
+    return world.draw([(row["thing"], size, place, tint)], ground, reshape(row["how"]) if row["change"] == "shape" else None)
+
+
+def scene(world, a, b, kind):
+    """Picture, caption, the other's caption, and of each adapter the columns of the picture that are its own and the
+    span of its words (as text before it, and with it). b: None where a style's things are the model's own."""
+    ground = world.ground()
+    if kind == "neither":
+        im, text = world.sample()
+        return im, text, text, [(0, 0)] * 2, [None] * 2
+    left = world.r.random() < .5
+    if kind == "both" and b["thing"]:
+        first, second = (a, b) if left else (b, a)
+        im, other = drawn(world, first, PAIR, "left", ground), drawn(world, second, PAIR, "right", ground)
+        im[:, SIDE // 2:] = other[:, SIDE // 2:]
+        p, q = article(noun(first)), article(noun(second))
+        text = world.on(f"{p} on the left and {q} on the right", ground)
+        spans = [("", p), (f"{p} on the left and", f"{p} on the left and {q}")]
+        own = [(0, SIDE // 2), (SIDE // 2, SIDE)]
+        if not left:
+            spans, own = spans[::-1], own[::-1]
+    else:
+        im = drawn(world, a, NORMAL, "middle", ground)
+        text = world.on(article(noun(a)), ground)
+        own, spans = [(0, SIDE), (0, SIDE) if kind == "both" else (0, 0)], [("", text), None]
+    for row in (a, b) if kind == "both" else (a,):
+        if row["change"] == "style":
+            im = styles.apply(row["how"], im)
+            text += said_style(row)
+    return im, text, article(noun(b)) if b["thing"] else f"a picture{said_style(b)}", own, spans
+
+
+@torch.no_grad()
+def pool(zoo, count, seed, vae, text, tok):
+    """Scenes with what they are of; kinds of sites are apart, so that a batch has one."""
+    r, out = random.Random(seed), []
+    world = World(seed, splits=("core", "more"), extra=("held",))
+    while len(out) < count:
+        sites = r.choice(list(SITES))
+        i, j = r.sample(zoo.kinds[sites], 2)
+        a, b = zoo.rows[i], zoo.rows[j]
+        if not a["thing"] or a["thing"] == b["thing"]:
+            continue
+        kind = r.choices(("both", "other", "one", "neither"), (.5, .2, .15, .15))[0]
+        im, caption, wrong, own, spans = scene(world, a, b, kind)
+        two = [(i, own[0], spans[0]), (-1 if kind == "one" else j, own[1], spans[1])]
+        r.shuffle(two)
+        out.append(dict(sites=sites, kind=kind, some=[x[0] for x in two], own=[x[1] for x in two],
+                        words=[[len(tok(s, add_special_tokens=False).input_ids) for s in x[2]] if x[2] else None for x in two],
+                        im=im, text=caption, wrong=wrong))
+    for k in range(0, count, 16):
+        some = out[k:k + 16]
+        z = vae.encode(pixels([s.pop("im") for s in some])).latent_dist.mean
+        h, wrong = states([s["text"] for s in some], text, tok), states([s["wrong"] for s in some], text, tok)
+        for s, *own in zip(some, z, h, wrong):
+            s.update(zip(("z", "h", "no"), own))
+    return out
+
+
+def masks(some, site, places, shape):
+    """[n, K, places, 1]: what of each adapter is to come in. Texts: its own words; between them, both halves."""
+    out = torch.zeros(len(some), 2, places, 1)
+    for n, s in enumerate(some):
+        for k in range(2):
+            a, b = s["own"][k]
+            if b == a:
+                continue
+            if "attn2.to_k" in site or "attn2.to_v" in site:
+                out[n, k] = .5
+                if (a, b) == (0, SIDE):
+                    out[n, k] = 1
+                else:
+                    for other in range(2):
+                        p, q = s["words"][other]
+                        out[n, k, 1 + p:1 + q] = float(other == k)
+            else:
+                side = round(places ** .5)
+                m = torch.zeros(side, side)
+                m[:, a * side // SIDE:b * side // SIDE] = 1
+                out[n, k] = m.reshape(-1, 1)
+    return out
+
+
+# ---- objectives
+
+
+def step_pairs(unet, both, some, wrong=None):
+    z, h = torch.stack([s["z"] for s in some]), torch.stack([s["h"] for s in some])
+    x, t, v = noised(z.contiguous(memory_format=torch.channels_last))
+    both.put([s["some"] for s in some], t)
+    each = ((unet(x, t, h).sample - v) ** 2).mean((1, 2, 3))
+    if wrong is None:
+        return each.mean()
+    other = ((unet(x, t, torch.stack([s["no"] for s in some])).sample - v) ** 2).mean((1, 2, 3))
+    return (each + F.relu(MARGIN * each.detach() - other)).mean()
+
+
+def step_mask(unet, both, some):
+    z, h = torch.stack([s["z"] for s in some]), torch.stack([s["h"] for s in some])
+    x, t, _ = noised(z.contiguous(memory_format=torch.channels_last))
+    loss = []
+
+    def ask(site, h, u, shape):
+        want = (masks(some, site, u.shape[2], shape) * u).sum(1)
+        with torch.enable_grad():
+            got = both.gates(site, h.detach(), u.detach(), both.wave)
+            loss.append(((got - want) ** 2).sum((1, 2)) / (u ** 2).sum((1, 2, 3)).clamp(min=1e-8))
+        return want
+
+    both.put([s["some"] for s in some], t)
+    both.ask = ask
+    with torch.no_grad():
+        unet(x, t, h)
+    both.ask = None
+    return torch.stack(loss).mean()
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("model")
+    p.add_argument("zoo")
+    p.add_argument("out")
+    p.add_argument("--objective", choices=("pairs", "margin", "mask"), default="pairs")
+    p.add_argument("--without", nargs="*", default=[], choices=("time", "base", "cross", "channels"))
+    p.add_argument("--steps", type=int, default=1200)
+    p.add_argument("--rate", type=float, default=.03)
+    p.add_argument("--seed", type=int, default=0)
+    o = p.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(o.seed)
+    text, vae, tok, unet = parts(o.model)
+    zoo = Zoo(o.zoo, "train")
+    widths = {s: zoo.up[s].shape[1] for s in sorted(zoo.at)}
+    gates = Gates(widths, o.without)
+    both = Together(unet, zoo, gates)
+    began = time.time()
+    scenes = pool(zoo, POOL, o.seed, vae, text, tok)
+    if o.objective == "margin":
+        scenes = [s for s in scenes if s["kind"] in ("other", "one")]
+    held, kinds = random.Random(o.seed), {k: [s for s in scenes if s["sites"] == k] for k in SITES}
+    print(f"{len(zoo.rows)} adapters, {len(widths)} sites, {sum(p.numel() for p in gates.parameters())} numbers, "
+          f"{len(scenes)} scenes, {time.time() - began:.0f} s", flush=True)
+    opt = torch.optim.Adam(gates.parameters(), o.rate, betas=(.9, .99))
+    turn = torch.optim.lr_scheduler.CosineAnnealingLR(opt, o.steps)
+    losses = []
+    for i in range(o.steps):
+        some = held.sample(kinds[list(SITES)[i % 3]], BATCH)
+        loss = step_mask(unet, both, some) if o.objective == "mask" else step_pairs(
+            unet, both, some, True if o.objective == "margin" else None)
+        opt.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(gates.parameters(), 1.0)
+        opt.step()
+        turn.step()
+        losses.append(loss.item())
+        if (i + 1) % 100 == 0:
+            print(f"{i + 1} {time.time() - began:.0f} s, loss {sum(losses[-100:]) / 100:.4f}", flush=True)
+            save_file(gates.tensors(widths), o.out + ".tmp")
+            os.replace(o.out + ".tmp", o.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+/* All adapters in one pass, each through the model's gates. */
+#include "compose.h"
+
+static void plan(const struct compose *c, const struct compose_now *now, const int *here, int n,
+                 struct action *a)
+{
+    (void)c, (void)now;
+    action_pass(a, 1)->gated = true;
+    for (int i = 0; i < n; i++)
+        action_act(a, here[i], 1);
+}
+
+const struct compose_strategy strategy_gated = {
+    .name = "gated",
+    .about = "in one pass, a gate at each site says by channel and place how much of each comes in",
+    .more =
+        "      Gates see what the layer makes, what the adapter adds to it and the time; they were "
+        "learnt once for\n"
+        "      the model, on other adapters (assets/gates; the demo model has some). AutoLoRA, Li "
+        "et "
+        "al. 2025; one\n"
+        "      pass a step, as merge.",
+    .gates = true,
+    .plan = plan,
+};

@@ -1,0 +1,33 @@
+/* gates.h: how much of each adapter comes in, by site, channel, place and time.
+ *
+ * At a site with base output h and what adapter i adds to it, u_i, each a place's c channels,
+ *
+ *     z_i = bias + base o n(h) + own o n(u_i) + cross o n(h) o n(u_i) + time s(t)
+ *     out = h + sum_i gain o sigmoid(z_i) o u_i
+ *
+ * n being a layer norm without scale and shift and s(t) sines and cosines of the time (AutoLoRA, arXiv 2508.02107; the
+ * term in t is ours). The vectors are the same for all adapters, so they serve those that they never saw.
+ * assets/train/gates.py makes them.
+ */
+#ifndef WEFT_GATES_H
+#define WEFT_GATES_H
+
+#include "backend.h"
+#include "loader.h"
+
+struct gates {
+    struct device *dev;
+    int n_site;
+    float **
+        at; /* [n_site] of GATE_ROWS x out, device memory; NULL: what is added there comes in whole */
+};
+
+/* FILE is a safetensors of "unet.SITE" [GATE_ROWS, out]. ERR_MISMATCH when a site is not in the model or has another
+ * width. */
+int gates_open(struct gates **out, struct device *dev, const struct sites *sites, const char *file,
+               struct err *err);
+void gates_close(struct gates *g);
+/* s(t) of a time in [0, 1000). */
+void gate_waves(double t, float out[GATE_WAVES]);
+
+#endif
