@@ -7,9 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Values a thread takes at once of an elementwise op: enough to pay for waking it. */
-#define CHUNK 16384
-
 extern const struct backend backend_cpu;
 
 static const struct kernels *kernels_for(enum isa want, enum isa *got)
@@ -100,11 +97,6 @@ static int cpu_download(struct device *dev, float *host, const struct tensor *t,
     (void)dev, (void)err;
     memcpy(host, t->data, tensor_count(t) * sizeof *host);
     return 0;
-}
-
-static const struct kernels *kernels_of(const struct device *dev)
-{
-    return ((const struct cpu *)dev->impl)->k;
 }
 
 static int cpu_layer_op(struct device *dev, struct tensor *y, const struct layer *l,
@@ -304,12 +296,6 @@ static int cpu_attention(struct device *dev, struct tensor *o, const struct tens
 
 /* ---- elementwise ----------------------------------------------------------------------------- */
 
-/* What is small stays out of parallel regions: one of another number of threads costs a new team. */
-static bool is_small(size_t n)
-{
-    return n <= CHUNK;
-}
-
 static size_t chunk(size_t i, size_t n)
 {
     return n - i < CHUNK ? n - i : CHUNK;
@@ -391,172 +377,6 @@ static int cpu_affine(struct device *dev, struct tensor *y, const struct tensor 
 #pragma omp parallel for schedule(static) num_threads(dev->threads)
     for (size_t i = 0; i < n; i += CHUNK)
         k->affine(py + i, px + i, chunk(i, n), (float)a, (float)b);
-    return 0;
-}
-
-static void gain_row(float *y, const float *h, size_t c, float f, const float *gain,
-                     const float *shift)
-{
-    for (size_t i = 0; i < c; i++)
-        y[i] += f * (gain[i] * h[i] + shift[i]);
-}
-
-static int cpu_gain(struct device *dev, struct tensor *y, const struct tensor *h, double s,
-                    const float *gain, const float *shift, struct err *err)
-{
-    (void)err;
-    size_t c = (size_t)y->c, n = tensor_count(y);
-    float *py = y->data;
-    const float *ph = h->data;
-    if (is_small(n)) {
-        for (size_t i = 0; i < n; i += c)
-            gain_row(py + i, ph + i, c, (float)s, gain, shift);
-        return 0;
-    }
-#pragma omp parallel for schedule(static) num_threads(dev->threads)
-    for (size_t i = 0; i < n; i += c)
-        gain_row(py + i, ph + i, c, (float)s, gain, shift);
-    return 0;
-}
-
-static void scale_row(float *y, int n, const int *width, const float *s)
-{
-    for (int k = 0; k < n; y += width[k++])
-        for (int i = 0; i < width[k]; i++)
-            y[i] *= s[k];
-}
-
-static int cpu_scale(struct device *dev, struct tensor *y, int n, const int *width, const float *s,
-                     struct err *err)
-{
-    (void)err;
-    size_t c = (size_t)y->c, count = tensor_count(y);
-    float *py = y->data;
-    if (is_small(count)) {
-        for (size_t i = 0; i < count; i += c)
-            scale_row(py + i, n, width, s);
-        return 0;
-    }
-#pragma omp parallel for schedule(static) num_threads(dev->threads)
-    for (size_t i = 0; i < count; i += c)
-        scale_row(py + i, n, width, s);
-    return 0;
-}
-
-/* The k-th largest of n values, which change places (Hoare's selection). */
-static float kth_largest(float *v, int n, int k)
-{
-    int low = 0, high = n - 1;
-    while (low < high) {
-        float pivot = v[(low + high) / 2];
-        int i = low, j = high;
-        while (i <= j) {
-            while (v[i] > pivot)
-                i++;
-            while (v[j] < pivot)
-                j--;
-            if (i <= j) {
-                float t = v[i];
-                v[i++] = v[j];
-                v[j--] = t;
-            }
-        }
-        if (k - 1 <= j)
-            high = j;
-        else if (k - 1 >= i)
-            low = i;
-        else
-            break;
-    }
-    return v[k - 1];
-}
-
-/* work: c floats. */
-static void route_row(float *t, int c, const struct route *how, float *work)
-{
-    float sum = 0, most = 0, least = 0;
-    int keep = (int)ceilf(how->keep * (float)c);
-    for (int i = 0; i < c; i++) {
-        work[i] = fabsf(t[i]);
-        sum += t[i] * t[i];
-        most = work[i] > most ? work[i] : most;
-    }
-    if (!(sum > 0))
-        return;
-    if (keep < c)
-        least = kth_largest(work, c, keep);
-    float by = 1 / (sqrtf(sum) * how->tau);
-    for (int i = 0; i < c; i++) {
-        float w = expf((fabsf(t[i]) - most) * by);
-        t[i] *= fabsf(t[i]) < least || w < how->least ? 0 : w;
-    }
-}
-
-static int cpu_route(struct device *dev, struct tensor *t, const struct route *how, struct err *err)
-{
-    size_t c = (size_t)t->c, n = tensor_count(t), bytes = (size_t)dev->threads * c * sizeof(float);
-    float *work = cpu_scratch(dev, bytes), *v = t->data;
-    if (!work)
-        return err_nomem(err, bytes);
-    if (is_small(n)) {
-        for (size_t i = 0; i < n; i += c)
-            route_row(v + i, t->c, how, work);
-        return 0;
-    }
-#pragma omp parallel for schedule(static) num_threads(dev->threads)
-    for (size_t i = 0; i < n; i += c)
-        route_row(v + i, t->c, how, work + (size_t)omp_get_thread_num() * c);
-    return 0;
-}
-
-size_t gate_work(int c)
-{
-    return (1 + 2 * GATE_PLACES) * (size_t)c;
-}
-
-/* Places [first, first + n) of a row. */
-static void gate_places(const struct kernels *k, struct tensor *y, const struct tensor *h,
-                        const struct gating *in, size_t row, size_t first, int n, float *work)
-{
-    const float *u[GATE_MOST];
-    size_t place = row * (size_t)y->h * (size_t)y->w + first, at = place * (size_t)y->c;
-    for (int i = 0; i < in->n; i++)
-        u[i] = in->u[i] ? (const float *)in->u[i]->data + at : NULL;
-    struct gate_tile tile = {
-        .c = y->c,
-        .n = n,
-        .y = (float *)y->data + at,
-        .h = (const float *)h->data + at,
-        .adapters = in->n,
-        .t = in->t ? (const float *)in->t->data + place * (size_t)in->t->c : NULL,
-        .t_stride = in->t ? (size_t)in->t->c : 0,
-        .up = in->up,
-        .width = in->width,
-        .u = u,
-        .gate = in->gate,
-        .wave = in->wave + row * GATE_WAVES,
-        .work = work,
-    };
-    k->gate(&tile);
-}
-
-static int cpu_gate(struct device *dev, struct tensor *y, const struct tensor *h,
-                    const struct gating *in, struct err *err)
-{
-    const struct kernels *k = kernels_of(dev);
-    size_t places = (size_t)y->h * (size_t)y->w, one = gate_work(y->c);
-    size_t tiles = (places + GATE_PLACES - 1) / GATE_PLACES, all = (size_t)y->n * tiles;
-    size_t bytes = (size_t)dev->threads * one * sizeof(float);
-    float *work = cpu_scratch(dev, bytes);
-    if (!work)
-        return err_nomem(err, bytes);
-    int team = is_small(tensor_count(y)) ? 1 : dev->threads;
-#pragma omp parallel for schedule(static) num_threads(team) if (team > 1)
-    for (size_t i = 0; i < all; i++) {
-        size_t first = i % tiles * GATE_PLACES, left = places - first;
-        gate_places(k, y, h, in, i / tiles, first, left < GATE_PLACES ? (int)left : GATE_PLACES,
-                    work + (size_t)omp_get_thread_num() * one);
-    }
     return 0;
 }
 

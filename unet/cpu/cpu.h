@@ -28,4 +28,27 @@ int onednn_layer_prepare(struct device *dev, const struct tensor *y, struct laye
 const char *onednn_layer_kind(const struct layer *l, int i);
 void onednn_layer_release(struct device *dev, struct layer *l);
 
+/* Values a thread takes at once of an elementwise op: enough to pay for waking it. */
+#define CHUNK 16384
+
+/* What is small stays out of parallel regions: one of another number of threads costs a new team. */
+static inline bool is_small(size_t n)
+{
+    return n <= CHUNK;
+}
+
+static inline const struct kernels *kernels_of(const struct device *dev)
+{
+    return ((const struct cpu *)dev->impl)->k;
+}
+
+/* cpu_adapters.c: the ops of backend.h that adapters need. */
+int cpu_gain(struct device *dev, struct tensor *y, const struct tensor *h, double s,
+             const float *gain, const float *shift, struct err *err);
+int cpu_scale(struct device *dev, struct tensor *y, int n, const int *width, const float *s,
+              struct err *err);
+int cpu_route(struct device *dev, struct tensor *t, const struct route *how, struct err *err);
+int cpu_gate(struct device *dev, struct tensor *y, const struct tensor *h, const struct gating *in,
+             struct err *err);
+
 #endif

@@ -1,0 +1,37 @@
+/* ops_branches.h: what ops.c and ops_layer.c share: which of the branches in force act at a site. */
+#ifndef WEFT_OPS_BRANCHES_H
+#define WEFT_OPS_BRANCHES_H
+
+#include "bind.h"
+#include "gates.h"
+#include "ops.h"
+
+/* True where the op is to be computed now. */
+static inline bool live(const struct run *r)
+{
+    return !r->err.code && !r->measuring;
+}
+
+/* Whether what a branch adds at a site goes through gates there. */
+static inline bool is_gated(const struct run *r, const struct branch *b, int site)
+{
+    return b->gated && r->gates && r->gates->at[site];
+}
+
+/* What the branches in force do at a site, but for those that go through gates: the next bound delta after *b of branch *i, or NULL at the end.
+ * Begin with *i = -1. */
+static inline const struct bound *next_bound(const struct run *r, int site, int *i,
+                                             const struct bound *b)
+{
+    if (site < 0)
+        return NULL;
+    if (b && b->next)
+        return b->next;
+    while (++*i < r->n_branch)
+        if (r->branch[*i].adapter->at[site] && r->branch[*i].strength != 0 &&
+            !is_gated(r, &r->branch[*i], site))
+            return r->branch[*i].adapter->at[site];
+    return NULL;
+}
+
+#endif

@@ -1,0 +1,268 @@
+/* Layers, and what adapters do beside them: sums, joints, routing, gates. Read op_layer first. */
+#include "ops_branches.h"
+
+#include <assert.h>
+
+static void one_layer(struct run *r, struct tensor *y, const struct layer *l,
+                      const struct tensor *x, bool accumulate)
+{
+    assert(x->c == l->in && y->c == l->out && x->n == y->n);
+    r->flops += 2.0 * (double)tensor_count(y) * l->in * l->kh * l->kw;
+    if (live(r))
+        r->dev->be->layer(r->dev, y, l, x, accumulate, &r->err);
+    else if (r->preparing && !r->err.code)
+        r->dev->be->layer_prepare(r->dev, y, l, x, accumulate, &r->err);
+}
+
+/* y += up(s o down(x)), each rank scaled by its adapter's strength; b[0] is the first of the joint's branches. */
+static void chain_joined(struct run *r, struct tensor *y, const struct joined *j,
+                         const struct branch *b, const struct tensor *x)
+{
+    unsigned mark = run_mark(r);
+    struct tensor t = run_layer_tensor(r, &j->down, x);
+    float s[2 * JOINT_MAX];
+    bool plain = true;
+    for (int k = 0; k < j->n; k++) {
+        s[k] = b[j->part[k]].strength;
+        plain &= s[k] == 1;
+    }
+    one_layer(r, &t, &j->down, x, false);
+    if (!plain)
+        op_scale(r, &t, j->n, j->width, s);
+    if (b->route.keep > 0)
+        op_route(r, &t, &b->route);
+    one_layer(r, y, &j->up, &t, true);
+    run_pop(r, mark);
+}
+
+/* y += s * up(down(x)), or s * down(x) where there is no up. */
+static void chain(struct run *r, struct tensor *y, const struct layer *down, const struct layer *up,
+                  const struct tensor *x, double s)
+{
+    unsigned mark = run_mark(r);
+    struct tensor t = run_layer_tensor(r, down, x);
+    const struct tensor *src[2] = {&t, y};
+    double coef[2] = {s, 1};
+
+    one_layer(r, &t, down, x, false);
+    if (up->out) {
+        op_lincomb(r, &t, 1, coef, src, 0);
+        one_layer(r, y, up, &t, true);
+    } else {
+        op_lincomb(r, y, 2, coef, src, 0);
+    }
+    run_pop(r, mark);
+}
+
+/* y += strength * (gain o h + shift) on each branch's rows. */
+static void add_gains(struct run *r, struct tensor *y, const struct tensor *h, int site)
+{
+    int i = -1;
+    for (const struct bound *b = next_bound(r, site, &i, NULL); b; b = next_bound(r, site, &i, b)) {
+        const struct branch *br = &r->branch[i];
+        if (!b->side.gain)
+            continue;
+        struct tensor ys = tensor_rows(y, br->row0, br->row1 - br->row0);
+        struct tensor hs = tensor_rows(h, br->row0, br->row1 - br->row0);
+        if (live(r))
+            r->dev->be->gain(r->dev, &ys, &hs, br->strength * b->factor, b->side.gain,
+                             b->side.shift, &r->err);
+    }
+}
+
+static bool has_gain(const struct run *r, int site)
+{
+    int i = -1;
+    for (const struct bound *b = next_bound(r, site, &i, NULL); b; b = next_bound(r, site, &i, b))
+        if (b->side.gain)
+            return true;
+    return false;
+}
+
+/* The layer itself. Gains need its output h alone: it is made apart. */
+static void base_layer(struct run *r, struct tensor *y, const struct layer *l,
+                       const struct tensor *x, bool accumulate)
+{
+    const struct layer *use = l;
+    if (r->fold && l->site >= 0 && r->fold->at[l->site])
+        use = r->fold->at[l->site];
+    if (!has_gain(r, l->site)) {
+        one_layer(r, y, use, x, accumulate);
+        return;
+    }
+    unsigned mark = run_mark(r);
+    struct tensor h = run_like(r, y);
+    one_layer(r, &h, use, x, false);
+    if (accumulate)
+        op_add(r, y, &h);
+    else
+        op_copy(r, y, &h);
+    add_gains(r, y, &h, l->site);
+    run_pop(r, mark);
+}
+
+/* y += what a bound delta adds but for its gains. */
+static void add_chains(struct run *r, struct tensor *y, const struct bound *b, float strength,
+                       const struct tensor *x, bool joined)
+{
+    double s = (double)strength * b->factor * b->side.scale;
+    if (b->side.down.out && !(joined && b->side.up.out))
+        chain(r, y, &b->side.down, &b->side.up, x, s);
+    if (b->side.up2.out && !joined)
+        chain(r, y, &b->side.down2, &b->side.up2, x, s);
+}
+
+/* All that one adapter adds at a site. */
+static struct tensor whole_part(struct run *r, const struct branch *b, int site,
+                                const struct tensor *h, const struct tensor *x)
+{
+    struct tensor u = run_like(r, h);
+    op_affine(r, &u, h, 0, 0);
+    for (const struct bound *d = b->adapter->at[site]; d; d = d->next) {
+        if (d->side.gain && live(r))
+            r->dev->be->gain(r->dev, &u, h, b->strength * d->factor, d->side.gain, d->side.shift,
+                             &r->err);
+        add_chains(r, &u, d, b->strength, x, false);
+    }
+    return u;
+}
+
+/* What the branches b[0], b[1], ... of a joint's rows add, through the gates: y += h + that, or y += that where y is h. */
+static void gate_layer(struct run *r, struct tensor *y, const struct layer *l,
+                       const struct tensor *h, const struct branch *b, const struct tensor *x)
+{
+    const struct joined *j = b->joint->at[l->site];
+    struct tensor t, u[GATE_MOST];
+    const struct tensor *at[GATE_MOST];
+    int width[GATE_MOST], n = 0;
+    unsigned mark = run_mark(r);
+    struct gating in = {.up = j ? j->turned : NULL,
+                        .width = width,
+                        .u = at,
+                        .gate = r->gates->at[l->site],
+                        .wave = r->wave ? r->wave + (size_t)b->row0 * GATE_WAVES : NULL};
+    float s[2 * JOINT_MAX];
+    for (int i = 0; i < b->joint->n; i++) {
+        width[n] = 0;
+        at[n] = NULL;
+        for (int k = 0; j && k < j->n; k++) {
+            s[k] = b[j->part[k]].strength;
+            width[n] += j->part[k] == i ? j->width[k] : 0;
+        }
+        if (!width[n] && b[i].adapter->at[l->site]) {
+            u[n] = whole_part(r, &b[i], l->site, h, x);
+            at[n] = &u[n];
+        }
+        n += width[n] || at[n];
+    }
+    in.n = n;
+    if (j) {
+        t = run_layer_tensor(r, &j->down, x);
+        one_layer(r, &t, &j->down, x, false);
+        op_scale(r, &t, j->n, j->width, s);
+        in.t = &t;
+    }
+    op_gate(r, y, h, &in);
+    run_pop(r, mark);
+}
+
+static bool any_gated(const struct run *r, int site)
+{
+    bool any = false;
+    for (int i = 0; i < r->n_branch && site >= 0 && !any; i++)
+        any = is_gated(r, &r->branch[i], site);
+    return any;
+}
+
+static void add_rows(struct run *r, struct tensor *y, const struct tensor *h, int row0, int row1)
+{
+    if (row1 <= row0)
+        return;
+    struct tensor ys = tensor_rows(y, row0, row1 - row0), hs = tensor_rows(h, row0, row1 - row0);
+    op_add(r, &ys, &hs);
+}
+
+/* base_layer, and what goes through gates. They need the layer's own output h: where that is to be added to y, it is
+ * made apart. */
+static void gated_layer(struct run *r, struct tensor *y, const struct layer *l,
+                        const struct tensor *x, bool accumulate)
+{
+    unsigned mark = run_mark(r);
+    struct tensor h = *y;
+    int done = 0;
+    if (accumulate)
+        h = run_like(r, y);
+    base_layer(r, &h, l, x, false);
+    for (int i = 0; i < r->n_branch; i++) {
+        const struct branch *b = &r->branch[i];
+        if (b->part || !is_gated(r, b, l->site))
+            continue;
+        int n = b->row1 - b->row0;
+        struct tensor ys = tensor_rows(y, b->row0, n), hs = tensor_rows(&h, b->row0, n),
+                      xs = tensor_rows(x, b->row0, n);
+        if (accumulate)
+            add_rows(r, y, &h, done, b->row0);
+        gate_layer(r, &ys, l, &hs, b, &xs);
+        done = b->row1;
+    }
+    if (accumulate)
+        add_rows(r, y, &h, done, y->n);
+    run_pop(r, mark);
+}
+
+/* What the layer gives on a branch's rows, and what the branch adds to that. */
+static void watch_branch(struct run *r, const struct watch *w, const struct layer *l,
+                         const struct tensor *x, const struct branch *b)
+{
+    const struct branch *all = r->branch;
+    int n = r->n_branch;
+    unsigned mark = run_mark(r);
+    struct tensor xs = tensor_rows(x, b->row0, b->row1 - b->row0);
+    struct tensor base = run_layer_tensor(r, l, &xs), part = run_like(r, &base);
+    const struct branch one = {.adapter = b->adapter, .row1 = xs.n, .strength = b->strength};
+    const struct tensor *src[2] = {&part, &base};
+    const double minus[2] = {1, -1};
+    r->n_branch = 0;
+    op_layer(r, &base, l, &xs, false);
+    r->branch = &one;
+    r->n_branch = 1;
+    op_layer(r, &part, l, &xs, false);
+    r->branch = all;
+    r->n_branch = n;
+    op_lincomb(r, &part, 2, minus, src, 0);
+    if (live(r))
+        w->saw(w->user, r, l, b, &base, &part);
+    run_pop(r, mark);
+}
+
+static void watch_layer(struct run *r, const struct layer *l, const struct tensor *x)
+{
+    const struct watch *w = r->watch;
+    r->watch = NULL;
+    for (int i = 0; i < r->n_branch && l->site >= 0; i++)
+        if (r->branch[i].adapter->at[l->site] && r->branch[i].strength != 0)
+            watch_branch(r, w, l, x, &r->branch[i]);
+    r->watch = w;
+}
+
+void op_layer(struct run *r, struct tensor *y, const struct layer *l, const struct tensor *x,
+              bool accumulate)
+{
+    int i = -1;
+    if (r->watch)
+        watch_layer(r, l, x);
+    if (any_gated(r, l->site))
+        gated_layer(r, y, l, x, accumulate);
+    else
+        base_layer(r, y, l, x, accumulate);
+    for (const struct bound *b = next_bound(r, l->site, &i, NULL); b;
+         b = next_bound(r, l->site, &i, b)) {
+        const struct branch *br = &r->branch[i];
+        const struct joined *j = br->joint ? br->joint->at[l->site] : NULL;
+        struct tensor xs = tensor_rows(x, br->row0, br->row1 - br->row0);
+        struct tensor ys = tensor_rows(y, br->row0, br->row1 - br->row0);
+        if (j && br->part == j->part[0])
+            chain_joined(r, &ys, j, br - br->part, &xs);
+        add_chains(r, &ys, b, br->strength, &xs, j && j->has[br->part]);
+    }
+}
