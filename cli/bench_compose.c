@@ -5,6 +5,7 @@
 #include "compose/compose.h"
 #include "compose/generate.h"
 #include "unet/config.h"
+#include "unet/gates.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -26,6 +27,7 @@ struct bench {
     struct model other; /* the demo model with another UNet */
     float *values;      /* of all factors */
     struct use use[MOST];
+    struct gates gates; /* where adapters act, all open */
     struct prompt prompt, negative;
     struct generator *g;
 };
@@ -81,6 +83,31 @@ static int bind(struct bench *b, struct use *use, const char *name, struct err *
     return rc;
 }
 
+static int open_gates(struct bench *b, struct err *err)
+{
+    struct gates *g = &b->gates;
+    g->dev = b->dev;
+    g->n_site = b->m->sites.n;
+    g->at = calloc((size_t)g->n_site + 1, sizeof *g->at);
+    int rc = g->at ? 0 : err_nomem(err, (size_t)g->n_site * sizeof *g->at);
+    for (int i = 0; i < g->n_site && rc == 0; i++) {
+        if (!bench_adapts(&b->m->sites.at[i]))
+            continue;
+        size_t c = (size_t)b->m->sites.at[i].layer->out, n = GATE_ROWS * c;
+        float *host = calloc(n + 1, sizeof *host);
+        g->at[i] = b->dev->be->alloc(b->dev, n * sizeof *host);
+        rc = host && g->at[i] ? 0 : err_nomem(err, n * sizeof *host);
+        for (size_t k = 0; k < c && rc == 0; k++) {
+            host[GATE_BIAS * c + k] = 4;
+            host[GATE_GAIN * c + k] = 1;
+        }
+        if (rc == 0)
+            b->dev->be->store(b->dev, g->at[i], host, n);
+        free(host);
+    }
+    return rc;
+}
+
 static int open_all(struct bench *b, struct err *err)
 {
     char *demo = cli_asset("model");
@@ -109,6 +136,7 @@ static int open_all(struct bench *b, struct err *err)
         snprintf(name, sizeof name, "adapter %d", i + 1);
         rc = bind(b, &b->use[i], name, err);
     }
+    rc = rc < 0 ? rc : open_gates(b, err);
     rc = rc < 0 ? rc : prompt_read(&b->prompt, "a red apple", err);
     rc = rc < 0 ? rc : prompt_read_negative(&b->negative, "", err);
     rc = rc < 0 ? rc : generator_open(&b->g, b->m, err);
@@ -121,6 +149,10 @@ static void close_all(struct bench *b)
     generator_close(b->g);
     for (int i = 0; i < MOST; i++)
         adapter_free((struct adapter *)b->use[i].adapter);
+    for (int i = 0; b->gates.at && i < b->gates.n_site; i++)
+        if (b->gates.at[i])
+            b->dev->be->free(b->dev, b->gates.at[i]);
+    free(b->gates.at);
     prompt_release(&b->prompt);
     prompt_release(&b->negative);
     free(b->values);
@@ -170,6 +202,7 @@ static int measure(struct bench *b, const char *compose, int n, bool fold, struc
     p.n_use = n;
     p.compose = compose;
     p.fold = fold;
+    p.gates = &b->gates;
     p.sampler = "ddim";
     int rc = 0;
     if (n == 0) { /* all steps are alike: what twice as many do not take twice is not theirs */
@@ -243,6 +276,8 @@ static double plan_seconds(const struct bench *b, const char *compose, int n, st
 static int bench_strategies(struct bench *b, const struct cell *bare, struct err *err)
 {
     static const char *const compose[] = {"merge",
+                                          "gated",
+                                          "mora",
                                           "merge:uncond=base",
                                           "merge:deepcache=3",
                                           "switch:tau=1",

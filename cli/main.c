@@ -7,14 +7,35 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-const struct command *const commands[] = {
-    &command_render,  &command_compare, &command_search,  &command_learn,
-    &command_add,     &command_sync,    &command_list,    &command_show,
-    &command_tag,     &command_rm,      &command_gc,      &command_export,
-    &command_verify,  &command_model,   &command_similar, &command_dupes,
-    &command_combine, &command_resize,  &command_which,   &command_catalog,
-    &command_preview, &command_map,     &command_profile, &command_clash,
-    &command_score,   &command_bench,   &command_help,    NULL};
+const struct command *const commands[] = {&command_render,
+                                          &command_compare,
+                                          &command_search,
+                                          &command_learn,
+                                          &command_add,
+                                          &command_sync,
+                                          &command_list,
+                                          &command_show,
+                                          &command_tag,
+                                          &command_rm,
+                                          &command_gc,
+                                          &command_export,
+                                          &command_verify,
+                                          &command_model,
+                                          &command_similar,
+                                          &command_dupes,
+                                          &command_combine,
+                                          &command_resize,
+                                          &command_which,
+                                          &command_catalog,
+                                          &command_preview,
+                                          &command_map,
+                                          &command_profile,
+                                          &command_clash,
+                                          &command_gates,
+                                          &command_score,
+                                          &command_bench,
+                                          &command_help,
+                                          NULL};
 
 /* GNU's OpenMP lets a thread that waits for the others spin for milliseconds. On a machine that is busy
  * with something else as well, that made a picture take twenty times as long (20 s instead of 0.9). A

@@ -1,5 +1,6 @@
 #include "batch.h"
 
+#include "gatemap.h"
 #include "influence.h"
 
 #include "unet/bind.h"
@@ -187,13 +188,30 @@ static void saw(void *user, struct run *r, const struct layer *l, const struct b
     }
 }
 
+/* What goes through the gates of some rows to the maps of their pictures. */
+static void saw_gates(void *user, struct run *r, const struct layer *l, const struct branch *br,
+                      const struct tensor *h, const struct gating *in)
+{
+    struct batch *b = user;
+    for (int i = br->row0; i < br->row1 && !r->err.code; i++) {
+        const struct turn *t = b->at[i].turn;
+        if (t->of->p->gatemap && passes_half(t->of, b->at[i].row) == HALF_COND)
+            gatemap_add(t->of->p->gatemap, r, l, br, h, in, i - br->row0, t->step, &r->err);
+    }
+}
+
 static void set_watch(struct batch *b, int n)
 {
     b->run->watch = NULL;
+    b->run->gate_watch = NULL;
     b->watch = (struct watch){saw, b};
-    for (int i = 0; i < n; i++)
+    b->gate_watch = (struct gate_watch){saw_gates, b};
+    for (int i = 0; i < n; i++) {
         if (b->at[i].turn->of->p->influence)
             b->run->watch = &b->watch;
+        if (b->at[i].turn->of->p->gatemap)
+            b->run->gate_watch = &b->gate_watch;
+    }
 }
 
 /* ---- running --------------------------------------------------------------------------------- */

@@ -48,7 +48,8 @@ struct batch {
     struct branch branch[BATCH_ROWS * COMPOSE_MAX_ADAPTERS];
     struct joint **joint; /* of each set of adapters met so far */
     int n_joint;
-    struct watch watch; /* of pictures with an influence to fill in */
+    struct watch watch;           /* of pictures with an influence to fill in */
+    struct gate_watch gate_watch; /* of pictures with a map of their gates */
 };
 
 /* rows: of all turns at once, at most; n_layer: of their texts. */

@@ -58,7 +58,8 @@ struct picture {
      * alike in every pass. Pictures made together share them. */
     bool fold;
     const struct gates
-        *gates; /* the model's, for strategies that need them, kept as long; or NULL */
+        *gates;              /* the model's, for strategies that need them, kept as long; or NULL */
+    struct gatemap *gatemap; /* to be filled in (gatemap.h), or NULL */
     struct influence *influence; /* to be filled in (influence.h), or NULL */
 };
 /* The model's defaults: its own size and sampler, 30 steps, cfg 7, seed 0. */

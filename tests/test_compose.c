@@ -2,6 +2,7 @@
 #include "compose_fixture.h"
 
 #include "compose/compose.h"
+#include "compose/gatemap.h"
 #include "compose/generate.h"
 #include "compose/influence.h"
 #include "compose/profile.h"
@@ -554,6 +555,60 @@ Test(compose, gated)
     cr_expect_eq(generator_prepare(g, &p, 1, NULL, &err), ERR_ARG);
     cr_expect(strstr(err.msg, "gates"), "%s", err.msg);
     generator_close(g);
+    fixture_close(&f);
+}
+
+/* Watching gates changes no pixel; every step of every site with gates is seen, for each adapter that it has. */
+Test(compose, gates_are_watched)
+{
+    struct fixture f;
+    struct gatemap map;
+    struct generator *g;
+    struct picture p;
+    struct image im;
+    struct err err;
+    size_t n;
+    fixture_open(&f, "an owl");
+    struct made plain = make(&f, "gated", 2, false);
+    picture_init(&p, f.m);
+    p.prompt = &f.prompt;
+    p.negative = &f.negative;
+    p.steps = 6;
+    p.seed = 3;
+    p.use = f.use;
+    p.n_use = 2;
+    p.gates = f.gates;
+    p.compose = "gated";
+    cr_assert_eq(gatemap_init(&map, f.m, &p, &err), 0);
+    p.gatemap = &map;
+    cr_assert_eq(generator_open(&g, f.m, &err), 0);
+    cr_assert_eq(generator_prepare(g, &p, 1, NULL, &err), 0, "%s", err.msg);
+    cr_assert_eq(generator_run(g, &im, NULL, NULL, &err), 0, "%s", err.msg);
+    const float *z = generator_latent(g, 0, &n);
+    cr_expect(n == plain.n && !memcmp(z, plain.latent, n * sizeof *z), "another picture");
+    double share[GATEMAP_BY], all = 0;
+    int seen = 0;
+    for (int s = 0; s < f.m->sites.n; s++)
+        for (int a = 0; a < 2; a++) {
+            bool met = f.gates->at[s] && f.use[a].adapter->at[s];
+            seen += met;
+            for (int t = 0; t < 6; t++) {
+                double v = gatemap_mean(&map, a, s, t);
+                cr_expect(met ? v > 0 && v < 1 : isnan(v), "%s, adapter %d: %g",
+                          f.m->sites.at[s].name, a, v);
+            }
+        }
+    cr_expect_gt(seen, 8);
+    gatemap_explained(&map, share);
+    for (int k = 0; k < GATEMAP_BY; k++) {
+        cr_expect(share[k] >= 0 && share[k] <= 1, "%d: %g", k, share[k]);
+        all += share[k];
+    }
+    cr_expect(all > .1 && all <= 1, "random gates differ most by site: %g", all);
+    image_release(&im);
+    generator_close(g);
+    gatemap_release(&map);
+    free(plain.latent);
     fixture_close(&f);
 }
 

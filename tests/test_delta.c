@@ -334,7 +334,7 @@ static void check_gates(struct fixture *f, const struct adapter *const *a, int n
     struct branch b[JOINT_MAX];
     struct joint *j = NULL;
     float wave[3 * GATE_WAVES] = {0}, *at[1000] = {NULL};
-    struct gates g = {f->dev, f->m->sites.n, at};
+    struct gates g = {.dev = f->dev, .n_site = f->m->sites.n, .at = at};
     struct err err;
     cr_assert(f->m->sites.n <= 1000);
     cr_assert_eq(joint_new(&j, &f->m->sites, COMPONENT_UNET, n, a, JOINT_GATE, &err), 0);

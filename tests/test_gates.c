@@ -140,6 +140,50 @@ Test(gates, as_they_were_trained)
     }
 }
 
+/* What is told of gates is what they do: y gains gain o sigmoid(z) o u. */
+Test(gates, values_are_what_is_computed)
+{
+    struct fixture f = {0};
+    fixture_open(&f, ISA_BEST);
+    int s = 0;
+    while (!f.gates->at[s])
+        s++;
+    int c = f.m->sites.at[s].layer->out, places = 12;
+    size_t n = (size_t)(places * c);
+    float *h = malloc(n * sizeof *h), *u = malloc(n * sizeof *u), *got = malloc(n * sizeof *got),
+          *want = malloc(n * sizeof *want), wave[GATE_WAVES];
+    struct err err;
+    test_fill(h, n, 1);
+    test_fill(u, n, 2);
+    gate_waves(321, wave);
+    for (int i = 0; i < places; i++) {
+        gates_values(f.gates, s, c, h + i * c, u + i * c, wave, want + i * c);
+        for (int k = i * c; k < (i + 1) * c; k++) {
+            cr_assert(want[k] >= 0 && want[k] <= 1);
+            want[k] = h[k] + f.gates->host[s][GATE_GAIN * c + k % c] * want[k] * u[k];
+        }
+    }
+    for (int live = 0; live < 2; live++) {
+        if (!live)
+            run_measure(&f.r);
+        struct tensor y = run_tensor(&f.r, 1, 3, 4, c), t = run_tensor(&f.r, 1, 3, 4, c);
+        const struct tensor *given = &t;
+        const int width = 0;
+        struct gating in = {1, NULL, NULL, &width, &given, f.gates->at[s], wave};
+        op_upload(&f.r, &y, h);
+        op_upload(&f.r, &t, u);
+        op_gate(&f.r, &y, &y, &in);
+        if (live)
+            f.dev->be->download(f.dev, got, &y, &err);
+        else
+            cr_assert_eq(run_commit(&f.r, &err), 0);
+    }
+    double e = test_error(got, want, n);
+    cr_expect_leq(e, 2e-6, "%g", e);
+    free(h), free(u), free(got), free(want);
+    fixture_close(&f);
+}
+
 /* Gates of another model are refused by name. */
 Test(gates, of_another_model)
 {

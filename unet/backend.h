@@ -78,7 +78,7 @@ struct gating {
     int n;
     const struct tensor *t; /* what comes down of those that are products, side by side; or NULL */
     const float *up;        /* [sum of width, c] that t goes up through; device memory */
-    const int *width;       /* [n] ranks; 0: no product, u has what it adds */
+    const int *width;       /* [n] ranks; 0: no product, u has what it adds, if anything */
     const struct tensor *const *u; /* [n]; NULL where width is not 0 */
     const float *gate;             /* [GATE_ROWS, c]; device memory */
     const float *wave;             /* [rows of y, GATE_WAVES] of each row's time; host memory */

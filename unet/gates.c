@@ -20,17 +20,51 @@ static int read_one(struct gates *g, const struct sites *sites, const char *name
                     const struct array *a, struct err *err)
 {
     int s = sites_find(sites, name);
-    size_t n = array_count(a);
-    if (s < 0 || !sites->at[s].layer || a->ndim != 2 || array_dim(a, 0) != GATE_ROWS ||
-        array_dim(a, 1) != (uint64_t)sites->at[s].layer->out)
+    size_t out = s >= 0 && sites->at[s].layer ? (size_t)sites->at[s].layer->out : 0,
+           wide = (size_t)array_dim(a, 1), n = GATE_ROWS * out;
+    if (!out || a->ndim != 2 || array_dim(a, 0) != GATE_ROWS || (wide != out && wide != 1))
         return err_set(err, ERR_MISMATCH, "the gates at %.100s are for another model", name);
-    float *host = malloc((n + 1) * sizeof *host);
-    g->at[s] = g->dev->be->alloc(g->dev, n * sizeof *host);
-    int rc = host && g->at[s] ? array_to_finite(a, host, name, err) : err_nomem(err, n * 4);
+    float *own = malloc(GATE_ROWS * wide * sizeof *own);
+    g->host[s] = malloc(n * sizeof *own);
+    g->at[s] = g->dev->be->alloc(g->dev, n * sizeof *own);
+    int rc = own && g->host[s] && g->at[s] ? array_to_finite(a, own, name, err)
+                                           : err_nomem(err, n * sizeof *own);
+    for (size_t i = 0; i < n && rc == 0; i++)
+        g->host[s][i] = own[wide == 1 ? i / out : i];
     if (rc == 0)
-        g->dev->be->store(g->dev, g->at[s], host, n);
-    free(host);
+        g->dev->be->store(g->dev, g->at[s], g->host[s], n);
+    free(own);
     return rc;
+}
+
+struct normal {
+    double mean, rstd;
+};
+
+static struct normal normal_of(const float *x, int c)
+{
+    double mean = 0, var = 0;
+    for (int i = 0; i < c; i++)
+        mean += (double)x[i] / c;
+    for (int i = 0; i < c; i++)
+        var += ((double)x[i] - mean) * ((double)x[i] - mean) / c;
+    return (struct normal){mean, 1 / sqrt(var + 1e-5)};
+}
+
+void gates_values(const struct gates *g, int site, int c, const float *h, const float *u,
+                  const float *wave, float *out)
+{
+    const float *p = g->host[site];
+    struct normal base = normal_of(h, c), own = normal_of(u, c);
+    for (int i = 0; i < c; i++) {
+        double nh = ((double)h[i] - base.mean) * base.rstd,
+               nu = ((double)u[i] - own.mean) * own.rstd;
+        double z = (double)p[GATE_BIAS * c + i] + (double)p[GATE_BASE * c + i] * nh +
+                   (double)p[GATE_OWN * c + i] * nu + (double)p[GATE_CROSS * c + i] * nh * nu;
+        for (int k = 0; k < GATE_WAVES; k++)
+            z += (double)wave[k] * (double)p[(GATE_TIME + k) * c + i];
+        out[i] = (float)(1 / (1 + exp(-z)));
+    }
 }
 
 int gates_open(struct gates **out, struct device *dev, const struct sites *sites, const char *file,
@@ -44,7 +78,9 @@ int gates_open(struct gates **out, struct device *dev, const struct sites *sites
     g->dev = dev;
     g->n_site = sites->n;
     g->at = calloc((size_t)sites->n + 1, sizeof *g->at);
-    int rc = g->at ? safetensors_open(&st, file, err) : err_nomem(err, (size_t)sites->n * 8);
+    g->host = calloc((size_t)sites->n + 1, sizeof *g->host);
+    int rc =
+        g->at && g->host ? safetensors_open(&st, file, err) : err_nomem(err, (size_t)sites->n * 8);
     for (size_t i = 0; rc == 0 && i < safetensors_count(st); i++)
         rc = read_one(g, sites, safetensors_name(st, i), safetensors_at(st, i), err);
     safetensors_close(st);
@@ -59,9 +95,12 @@ void gates_close(struct gates *g)
 {
     if (!g)
         return;
-    for (int i = 0; g->at && i < g->n_site; i++)
+    for (int i = 0; g->at && g->host && i < g->n_site; i++) {
         if (g->at[i])
             g->dev->be->free(g->dev, g->at[i]);
+        free(g->host[i]);
+    }
     free(g->at);
+    free(g->host);
     free(g);
 }

@@ -18,15 +18,19 @@
 struct gates {
     struct device *dev;
     int n_site;
+    float **host; /* the same as at, in host memory */
     float **
         at; /* [n_site] of GATE_ROWS x out, device memory; NULL: what is added there comes in whole */
 };
 
-/* FILE is a safetensors of "unet.SITE" [GATE_ROWS, out]. ERR_MISMATCH when a site is not in the model or has another
+/* FILE is a safetensors of "unet.SITE" [GATE_ROWS, out], or [GATE_ROWS, 1] where all channels are alike. ERR_MISMATCH when a site is not in the model or has another
  * width. */
 int gates_open(struct gates **out, struct device *dev, const struct sites *sites, const char *file,
                struct err *err);
 void gates_close(struct gates *g);
+/* sigmoid(z) of one place of one adapter, [c]: what the devices compute, in plain C for looking at. */
+void gates_values(const struct gates *g, int site, int c, const float *h, const float *u,
+                  const float *wave, float *out);
 /* s(t) of a time in [0, 1000). */
 void gate_waves(double t, float out[GATE_WAVES]);
 

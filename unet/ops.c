@@ -37,6 +37,7 @@ void run_bare(struct run *r)
 {
     r->fold = NULL;
     r->watch = NULL;
+    r->gate_watch = NULL;
     r->gates = NULL;
     r->branch = NULL;
     r->n_branch = 0;

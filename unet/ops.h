@@ -51,6 +51,14 @@ struct watch {
     void *user;
 };
 
+/* Told of every layer with gates what goes through them: h and what the branches b[0], b[1], ... of a joint add, before
+ * it is added. */
+struct gate_watch {
+    void (*saw)(void *user, struct run *r, const struct layer *l, const struct branch *b,
+                const struct tensor *h, const struct gating *in);
+    void *user;
+};
+
 struct run {
     struct device *dev;
     struct err err; /* the first failure; code 0 while there is none */
@@ -68,8 +76,9 @@ struct run {
     int n_branch;
     float *norm; /* host: gamma and beta of a norm that adapters change; grows while measuring */
     size_t n_norm;
-    const struct fold *fold;   /* weights with adapters folded in, or NULL; borrowed */
-    const struct watch *watch; /* or NULL; borrowed */
+    const struct fold *fold;             /* weights with adapters folded in, or NULL; borrowed */
+    const struct watch *watch;           /* or NULL; borrowed */
+    const struct gate_watch *gate_watch; /* or NULL; borrowed */
 };
 
 void run_init(struct run *r, struct device *dev);

@@ -134,34 +134,35 @@ static void gate_layer(struct run *r, struct tensor *y, const struct layer *l,
     const struct joined *j = b->joint->at[l->site];
     struct tensor t, u[GATE_MOST];
     const struct tensor *at[GATE_MOST];
-    int width[GATE_MOST], n = 0;
+    int width[GATE_MOST];
     unsigned mark = run_mark(r);
-    struct gating in = {.up = j ? j->turned : NULL,
+    struct gating in = {.n = b->joint->n,
+                        .up = j ? j->turned : NULL,
                         .width = width,
                         .u = at,
                         .gate = r->gates->at[l->site],
                         .wave = r->wave ? r->wave + (size_t)b->row0 * GATE_WAVES : NULL};
     float s[2 * JOINT_MAX];
-    for (int i = 0; i < b->joint->n; i++) {
-        width[n] = 0;
-        at[n] = NULL;
+    for (int i = 0; i < in.n; i++) {
+        width[i] = 0;
+        at[i] = NULL;
         for (int k = 0; j && k < j->n; k++) {
             s[k] = b[j->part[k]].strength;
-            width[n] += j->part[k] == i ? j->width[k] : 0;
+            width[i] += j->part[k] == i ? j->width[k] : 0;
         }
-        if (!width[n] && b[i].adapter->at[l->site]) {
-            u[n] = whole_part(r, &b[i], l->site, h, x);
-            at[n] = &u[n];
+        if (!width[i] && b[i].adapter->at[l->site]) {
+            u[i] = whole_part(r, &b[i], l->site, h, x);
+            at[i] = &u[i];
         }
-        n += width[n] || at[n];
     }
-    in.n = n;
     if (j) {
         t = run_layer_tensor(r, &j->down, x);
         one_layer(r, &t, &j->down, x, false);
         op_scale(r, &t, j->n, j->width, s);
         in.t = &t;
     }
+    if (r->gate_watch && live(r))
+        r->gate_watch->saw(r->gate_watch->user, r, l, b, h, &in);
     op_gate(r, y, h, &in);
     run_pop(r, mark);
 }

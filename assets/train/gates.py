@@ -1,4 +1,4 @@
-"""Gates for adapters that share a picture: python gates.py MODEL ZOO OUT.safetensors [--objective pairs|margin|mask]
+"""Gates for adapters that share a picture: python gates.py MODEL ZOO OUT.safetensors [--objective superpose|pairs|margin|mask]
 [--steps N] [--without time|base|cross|channels] [--seed N]
 
 At a site with base output h and what adapter i adds to it, u_i, each [places, channels], become
@@ -10,6 +10,8 @@ At a site with base output h and what adapter i adds to it, u_i, each [places, c
 and site, are shared by all adapters; they begin where out is the plain sum. ZOO is a folder of zoo.py: adapters of its
 train split, two at a time, beside each other as they were drawn when each was taught. What is learnt by:
 
+    superpose  one pass is to give what superpose gives in three, base + (first - base) + (second - base), each an
+             answer without noise of its own; of one adapter, what it gives alone
     pairs    the denoiser's own loss, through all of it: pictures of both, of one beside an adapter that is not meant,
              of one alone, and of neither
     margin   AutoLoRA's: pictures of one, which are to be denoised with its words, and not with the other's; the same
@@ -263,6 +265,22 @@ def step_pairs(unet, both, some, wrong=None):
     return (each + F.relu(MARGIN * each.detach() - other)).mean()
 
 
+def step_superpose(unet, both, some):
+    h = torch.stack([s["h"] for s in some])
+    x, t, _ = noised(torch.stack([s["z"] for s in some]).contiguous(memory_format=torch.channels_last))
+    gates, each = both.gates, []
+    both.gates = lambda site, h, u, s: u.sum(1)
+    with torch.no_grad():
+        for k in (0, 1, None):
+            both.put([[s["some"][k] if k is not None else -1] for s in some], t)
+            each.append(unet(x, t, h).sample)
+    both.gates = gates
+    both.put([s["some"] for s in some], t)
+    y, base = unet(x, t, h).sample, each[2]
+    want = each[0] + each[1] - base
+    return ((y - want) ** 2).mean() / ((want - base) ** 2).mean()
+
+
 def step_mask(unet, both, some):
     z, h = torch.stack([s["z"] for s in some]), torch.stack([s["h"] for s in some])
     x, t, _ = noised(z.contiguous(memory_format=torch.channels_last))
@@ -288,10 +306,10 @@ def main():
     p.add_argument("model")
     p.add_argument("zoo")
     p.add_argument("out")
-    p.add_argument("--objective", choices=("pairs", "margin", "mask"), default="pairs")
+    p.add_argument("--objective", choices=("superpose", "pairs", "margin", "mask"), default="superpose")
     p.add_argument("--without", nargs="*", default=[], choices=("time", "base", "cross", "channels"))
     p.add_argument("--steps", type=int, default=1200)
-    p.add_argument("--rate", type=float, default=.03)
+    p.add_argument("--rate", type=float, default=.01)
     p.add_argument("--seed", type=int, default=0)
     o = p.parse_args()
     torch.set_num_threads(1)
@@ -303,6 +321,8 @@ def main():
     both = Together(unet, zoo, gates)
     began = time.time()
     scenes = pool(zoo, POOL, o.seed, vae, text, tok)
+    if o.objective == "superpose":
+        scenes = [s for s in scenes if s["kind"] != "neither"]
     if o.objective == "margin":
         scenes = [s for s in scenes if s["kind"] in ("other", "one")]
     held, kinds = random.Random(o.seed), {k: [s for s in scenes if s["sites"] == k] for k in SITES}
@@ -313,8 +333,8 @@ def main():
     losses = []
     for i in range(o.steps):
         some = held.sample(kinds[list(SITES)[i % 3]], BATCH)
-        loss = step_mask(unet, both, some) if o.objective == "mask" else step_pairs(
-            unet, both, some, True if o.objective == "margin" else None)
+        loss = {"mask": step_mask, "superpose": step_superpose}.get(o.objective, step_pairs)(unet, both, some, *(
+            [True] if o.objective == "margin" else []))
         opt.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(gates.parameters(), 1.0)

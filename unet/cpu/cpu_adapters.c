@@ -124,17 +124,18 @@ size_t gate_work(int c)
     return (1 + 2 * GATE_PLACES) * (size_t)c;
 }
 
-/* Places [first, first + n) of a row. */
-static void gate_places(const struct kernels *k, struct tensor *y, const struct tensor *h,
-                        const struct gating *in, size_t row, size_t first, int n, float *work)
+/* The tile-th GATE_PLACES places of a row. */
+static void gate_tile(const struct kernels *k, struct tensor *y, const struct tensor *h,
+                      const struct gating *in, size_t row, size_t tile, float *work)
 {
     const float *u[GATE_MOST];
-    size_t place = row * (size_t)y->h * (size_t)y->w + first, at = place * (size_t)y->c;
+    size_t places = (size_t)y->h * (size_t)y->w, first = tile * GATE_PLACES, left = places - first;
+    size_t place = row * places + first, at = place * (size_t)y->c;
     for (int i = 0; i < in->n; i++)
         u[i] = in->u[i] ? (const float *)in->u[i]->data + at : NULL;
-    struct gate_tile tile = {
+    struct gate_tile g = {
         .c = y->c,
-        .n = n,
+        .n = left < GATE_PLACES ? (int)left : GATE_PLACES,
         .y = (float *)y->data + at,
         .h = (const float *)h->data + at,
         .adapters = in->n,
@@ -147,7 +148,7 @@ static void gate_places(const struct kernels *k, struct tensor *y, const struct 
         .wave = in->wave + row * GATE_WAVES,
         .work = work,
     };
-    k->gate(&tile);
+    k->gate(&g);
 }
 
 int cpu_gate(struct device *dev, struct tensor *y, const struct tensor *h, const struct gating *in,
@@ -160,12 +161,13 @@ int cpu_gate(struct device *dev, struct tensor *y, const struct tensor *h, const
     float *work = cpu_scratch(dev, bytes);
     if (!work)
         return err_nomem(err, bytes);
-    int team = is_small(tensor_count(y)) ? 1 : dev->threads;
-#pragma omp parallel for schedule(static) num_threads(team) if (team > 1)
-    for (size_t i = 0; i < all; i++) {
-        size_t first = i % tiles * GATE_PLACES, left = places - first;
-        gate_places(k, y, h, in, i / tiles, first, left < GATE_PLACES ? (int)left : GATE_PLACES,
-                    work + (size_t)omp_get_thread_num() * one);
+    if (is_small(tensor_count(y))) {
+        for (size_t i = 0; i < all; i++)
+            gate_tile(k, y, h, in, i / tiles, i % tiles, work);
+        return 0;
     }
+#pragma omp parallel for schedule(static) num_threads(dev->threads)
+    for (size_t i = 0; i < all; i++)
+        gate_tile(k, y, h, in, i / tiles, i % tiles, work + (size_t)omp_get_thread_num() * one);
     return 0;
 }
