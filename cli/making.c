@@ -141,17 +141,13 @@ static void look_at_strategies(const struct making *m, bool *weighs, bool *gates
     }
 }
 
-/* The demo model's gates; on another model there are none, which the picture says. */
 static int open_gates(struct making *m, struct err *err)
 {
-    char *file = cli_asset("gates/model.safetensors");
-    int rc = file ? gates_open(&m->gates, m->dev, &m->model->sites, file, err) : 0;
-    if (rc == ERR_MISMATCH) {
-        err_clear(err);
-        rc = 0;
-    }
-    free(file);
-    return rc;
+    if (!m->gates_file)
+        return err_set(err, ERR_ARG,
+                       "gated needs gates that were learnt for this model: --gates FILE; "
+                       "assets/train/gates.py learns them");
+    return gates_open(&m->gates, m->dev, &m->model->sites, m->gates_file, err);
 }
 
 /* All texts with commas between: a new string. */

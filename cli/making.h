@@ -48,7 +48,7 @@ struct making {
     struct cost cost;
 
     /* of this call, not of the picture */
-    const char *like, *device, *isa, *home;
+    const char *like, *device, *isa, *home, *gates_file;
     int threads;
     bool verbose, allow_partial, triggers;
     bool later;             /* prompts come later, by making_request */

@@ -15,11 +15,9 @@ const struct compose_strategy strategy_gated = {
     .about = "in one pass, a gate at each site says by channel and place how much of each comes in",
     .more =
         "      Gates see what the layer makes, what the adapter adds to it and the time; they were "
-        "learnt once for\n"
-        "      the model, on other adapters (assets/gates; the demo model has some). AutoLoRA, Li "
-        "et "
-        "al. 2025; one\n"
-        "      pass a step, as merge.",
+        "learnt once\n"
+        "      for the model, on other adapters (--gates FILE; none ship). AutoLoRA, Li et al. "
+        "2025.",
     .gates = true,
     .plan = plan,
 };

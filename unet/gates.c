@@ -23,7 +23,7 @@ static int read_one(struct gates *g, const struct sites *sites, const char *name
     size_t out = s >= 0 && sites->at[s].layer ? (size_t)sites->at[s].layer->out : 0,
            wide = (size_t)array_dim(a, 1), n = GATE_ROWS * out;
     if (!out || a->ndim != 2 || array_dim(a, 0) != GATE_ROWS || (wide != out && wide != 1))
-        return err_set(err, ERR_MISMATCH, "the gates at %.100s are for another model", name);
+        return err_set(err, ERR_MISMATCH, "its gates at %.100s are for another model", name);
     float *own = malloc(GATE_ROWS * wide * sizeof *own);
     g->host[s] = malloc(n * sizeof *own);
     g->at[s] = g->dev->be->alloc(g->dev, n * sizeof *own);
@@ -83,6 +83,8 @@ int gates_open(struct gates **out, struct device *dev, const struct sites *sites
         g->at && g->host ? safetensors_open(&st, file, err) : err_nomem(err, (size_t)sites->n * 8);
     for (size_t i = 0; rc == 0 && i < safetensors_count(st); i++)
         rc = read_one(g, sites, safetensors_name(st, i), safetensors_at(st, i), err);
+    if (st && rc < 0 && rc != ERR_NOMEM)
+        err_prefix(err, "%.200s", file);
     safetensors_close(st);
     if (rc < 0)
         gates_close(g);

@@ -44,7 +44,7 @@ struct branch {
 };
 
 /* Told of every layer with a branch what it gives without any on that branch's rows, base, and what this branch alone
- * adds, part, both [rows, h*w, c]. Neither changes what is computed. */
+ * adds, part, both [rows, h*w, c]; in full, whatever routes and gates let through. Neither changes what is computed. */
 struct watch {
     void (*saw)(void *user, struct run *r, const struct layer *l, const struct branch *b,
                 const struct tensor *base, const struct tensor *part);

@@ -12,14 +12,14 @@ static inline bool live(const struct run *r)
     return !r->err.code && !r->measuring;
 }
 
-/* Whether what a branch adds at a site goes through gates there. */
+/* Whether what a branch adds at a site goes through gates there. (Without a joint there was no memory for it.) */
 static inline bool is_gated(const struct run *r, const struct branch *b, int site)
 {
-    return b->gated && r->gates && r->gates->at[site];
+    return b->gated && b->joint && r->gates && r->gates->at[site];
 }
 
-/* What the branches in force do at a site, but for those that go through gates: the next bound delta after *b of branch *i, or NULL at the end.
- * Begin with *i = -1. */
+/* What the branches in force do at a site, but for those that go through gates: the next bound delta after *b of
+ * branch *i, or NULL at the end. Begin with *i = -1. */
 static inline const struct bound *next_bound(const struct run *r, int site, int *i,
                                              const struct bound *b)
 {

@@ -1,5 +1,5 @@
 """Gates for adapters that share a picture: python gates.py MODEL ZOO OUT.safetensors [--objective superpose|pairs|margin|mask]
-[--steps N] [--without time|base|cross|channels] [--seed N]
+[--steps N] [--without time|base|cross|level|channels] [--seed N]
 
 At a site with base output h and what adapter i adds to it, u_i, each [places, channels], become
 
@@ -53,7 +53,7 @@ def normed(x):
 
 
 class Gates(torch.nn.Module):
-    """The vectors of all sites; without: terms that stay 0, or all channels alike."""
+    """The vectors of all sites; without: terms that stay 0, bias and gain that stay as they begin, all channels alike."""
 
     def __init__(self, widths, without=()):
         super().__init__()
@@ -307,7 +307,7 @@ def main():
     p.add_argument("zoo")
     p.add_argument("out")
     p.add_argument("--objective", choices=("superpose", "pairs", "margin", "mask"), default="superpose")
-    p.add_argument("--without", nargs="*", default=[], choices=("time", "base", "cross", "channels"))
+    p.add_argument("--without", nargs="*", default=[], choices=("time", "base", "cross", "level", "channels"))
     p.add_argument("--steps", type=int, default=1200)
     p.add_argument("--rate", type=float, default=.01)
     p.add_argument("--seed", type=int, default=0)
@@ -328,7 +328,9 @@ def main():
     held, kinds = random.Random(o.seed), {k: [s for s in scenes if s["sites"] == k] for k in SITES}
     print(f"{len(zoo.rows)} adapters, {len(widths)} sites, {sum(p.numel() for p in gates.parameters())} numbers, "
           f"{len(scenes)} scenes, {time.time() - began:.0f} s", flush=True)
-    opt = torch.optim.Adam(gates.parameters(), o.rate, betas=(.9, .99))
+    still = [p for k in ("bias", "gain") for p in getattr(gates, k).parameters()] if "level" in o.without else []
+    learnt = [p for p in gates.parameters() if all(p is not q for q in still)]
+    opt = torch.optim.Adam(learnt, o.rate, betas=(.9, .99))
     turn = torch.optim.lr_scheduler.CosineAnnealingLR(opt, o.steps)
     losses = []
     for i in range(o.steps):
