@@ -53,69 +53,22 @@ int cpu_scale(struct device *dev, struct tensor *y, int n, const int *width, con
     return 0;
 }
 
-/* The k-th largest of n values, which change places (Hoare's selection). */
-static float kth_largest(float *v, int n, int k)
-{
-    int low = 0, high = n - 1;
-    while (low < high) {
-        float pivot = v[(low + high) / 2];
-        int i = low, j = high;
-        while (i <= j) {
-            while (v[i] > pivot)
-                i++;
-            while (v[j] < pivot)
-                j--;
-            if (i <= j) {
-                float t = v[i];
-                v[i++] = v[j];
-                v[j--] = t;
-            }
-        }
-        if (k - 1 <= j)
-            high = j;
-        else if (k - 1 >= i)
-            low = i;
-        else
-            break;
-    }
-    return v[k - 1];
-}
-
-/* work: c floats. */
-static void route_row(float *t, int c, const struct route *how, float *work)
-{
-    float sum = 0, most = 0, least = 0;
-    int keep = (int)ceilf(how->keep * (float)c);
-    for (int i = 0; i < c; i++) {
-        work[i] = fabsf(t[i]);
-        sum += t[i] * t[i];
-        most = work[i] > most ? work[i] : most;
-    }
-    if (!(sum > 0))
-        return;
-    if (keep < c)
-        least = kth_largest(work, c, keep);
-    float by = 1 / (sqrtf(sum) * how->tau);
-    for (int i = 0; i < c; i++) {
-        float w = expf((fabsf(t[i]) - most) * by);
-        t[i] *= fabsf(t[i]) < least || w < how->least ? 0 : w;
-    }
-}
-
 int cpu_route(struct device *dev, struct tensor *t, const struct route *how, struct err *err)
 {
-    size_t c = (size_t)t->c, n = tensor_count(t), bytes = (size_t)dev->threads * c * sizeof(float);
+    const struct kernels *k = kernels_of(dev);
+    size_t c = (size_t)t->c, rows = tensor_count(t) / c, step = CHUNK / c + 1;
+    size_t wide = c + (size_t)k->width, bytes = (size_t)dev->threads * wide * sizeof(float);
     float *work = cpu_scratch(dev, bytes), *v = t->data;
     if (!work)
         return err_nomem(err, bytes);
-    if (is_small(n)) {
-        for (size_t i = 0; i < n; i += c)
-            route_row(v + i, t->c, how, work);
+    if (is_small(rows * c)) {
+        k->route(v, rows, c, how, work);
         return 0;
     }
 #pragma omp parallel for schedule(static) num_threads(dev->threads)
-    for (size_t i = 0; i < n; i += c)
-        route_row(v + i, t->c, how, work + (size_t)omp_get_thread_num() * c);
+    for (size_t r = 0; r < rows; r += step)
+        k->route(v + r * c, rows - r < step ? rows - r : step, c, how,
+                 work + (size_t)omp_get_thread_num() * wide);
     return 0;
 }
 

@@ -74,6 +74,8 @@ struct kernels {
     void (*pack_values)(float *out, const float *v, size_t stride, int lk, int d);
     void (*attention)(const struct attention_tile *t);
     void (*gate)(const struct gate_tile *t);
+    /* t [rows, c]; work: c floats, rounded up to vectors */
+    void (*route)(float *t, size_t rows, size_t c, const struct route *how, float *work);
 };
 
 extern const struct kernels kernels_plain, kernels_avx2, kernels_avx512;
