@@ -32,7 +32,7 @@ struct option_list {
     int n;
 };
 
-#define OPTIONS_MAX 40 /* in one command's table, with its end */
+#define OPTIONS_MAX 64 /* in one command's table, with its end */
 struct option {
     const char *name; /* without "--" */
     char letter;      /* or 0 */
