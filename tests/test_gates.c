@@ -62,25 +62,15 @@ static void fixture_close(struct fixture *f)
     device_close(f->dev);
 }
 
-static float *floats(const struct safetensors *st, const char *name, size_t *n)
-{
-    const struct array *a = safetensors_find(st, name);
-    cr_assert(a, "no %s", name);
-    *n = array_count(a);
-    float *v = malloc(*n * sizeof *v);
-    array_to_f32(a, v);
-    return v;
-}
-
 static struct tensor forward(struct fixture *f)
 {
     static const double t[2] = {981, 21};
     size_t n;
-    float *v = floats(f->in, "unet_square_x", &n);
+    float *v = test_floats(f->in, "unet_square_x", &n);
     struct tensor x = run_tensor(&f->r, 2, 8, 8, (int)(n / 128)), c;
     op_upload(&f->r, &x, v);
     free(v);
-    v = floats(f->in, "text", &n);
+    v = test_floats(f->in, "text", &n);
     c = run_tensor(&f->r, 2, 32, 1, (int)(n / 64));
     op_upload(&f->r, &c, v);
     free(v);
@@ -110,7 +100,7 @@ static void check(struct fixture *f, int n, const char *name)
     cr_assert_eq(run_commit(&f->r, &err), 0, "%s", err.msg);
     struct tensor y = forward(f);
     cr_assert_eq(run_check(&f->r, &err), 0, "%s", err.msg);
-    float *want = floats(f->want, name, &count), *got = malloc(count * sizeof *got);
+    float *want = test_floats(f->want, name, &count), *got = malloc(count * sizeof *got);
     cr_assert_eq(count, tensor_count(&y));
     f->dev->be->download(f->dev, got, &y, &err);
     double e = test_error(got, want, count);

@@ -47,20 +47,10 @@ static void fixture_close(struct fixture *f)
     device_close(f->dev);
 }
 
-static float *floats(const struct safetensors *st, const char *name, size_t *n)
-{
-    const struct array *a = safetensors_find(st, name);
-    cr_assert(a, "no %s", name);
-    *n = array_count(a);
-    float *f = malloc(*n * sizeof *f);
-    array_to_f32(a, f);
-    return f;
-}
-
 static struct tensor input(struct fixture *f, const char *name, int n, int h, int w)
 {
     size_t count;
-    float *v = floats(f->in, name, &count);
+    float *v = test_floats(f->in, name, &count);
     struct tensor t = run_tensor(&f->r, n, h, w, (int)(count / (size_t)(n * h * w)));
     op_upload(&f->r, &t, v);
     free(v);
@@ -130,7 +120,7 @@ static void check_style(const char *path, const char *style, const char *golden,
             const struct adapter *list[] = {a};
             snprintf(name, sizeof name, "%s %.1f %s", golden, (double)strength,
                      text ? "text" : "unet");
-            float *want = floats(f.want, name, &k);
+            float *want = test_floats(f.want, name, &k);
 
             f.r.branch = &b;
             f.r.n_branch = 1;

@@ -1,5 +1,7 @@
 #include "util.h"
 
+#include "unet/safetensors.h"
+
 #include <criterion/criterion.h>
 #include <math.h>
 #include <stdlib.h>
@@ -46,4 +48,15 @@ void test_fill(float *x, size_t n, unsigned seed)
         }
         x[i] = v * 1.7320508f;
     }
+}
+
+float *test_floats(const struct safetensors *st, const char *name, size_t *n)
+{
+    const struct array *a = safetensors_find(st, name);
+    cr_assert(a, "no %s", name);
+    *n = array_count(a);
+    float *v = malloc(*n * sizeof *v);
+    cr_assert(v);
+    array_to_f32(a, v);
+    return v;
 }

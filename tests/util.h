@@ -12,6 +12,9 @@ struct device *test_device_isa(const char *backend, enum isa isa, int threads);
 /* |a - b| / |b| in L2; |a| when b is all zero. NaN anywhere gives infinity. */
 double test_error(const float *a, const float *b, size_t n);
 
+/* The values of a named array of a golden file, which must be there: new, *n of them. */
+struct safetensors;
+float *test_floats(const struct safetensors *st, const char *name, size_t *n);
 /* n values about normal, the same for the same seed. */
 void test_fill(float *x, size_t n, unsigned seed);
 
