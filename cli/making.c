@@ -1,9 +1,9 @@
+#include "adapter_words.h"
 #include "auto.h"
 
 #include "embeddings.h"
 
 #include "compose/compose.h"
-#include "compose/relevance.h"
 #include "retrieve/find.h"
 #include "store/format.h"
 #include "unet/file.h"
@@ -124,10 +124,10 @@ static int open_adapters(struct making *m, struct err *err)
     return rc;
 }
 
-/* Whether one of the strategies in hand weighs adapters by their words, or needs gates. */
-static void look_at_strategies(const struct making *m, bool *weighs, bool *gates)
+/* What the strategies in hand want to have. */
+static void look_at_strategies(const struct making *m, bool *weighs, bool *words, bool *gates)
 {
-    *weighs = *gates = false;
+    *weighs = *words = *gates = false;
     const char *const *name = m->given.compose.item;
     for (int i = -1; i < m->given.compose.n; i++) {
         const char *text = i < 0 ? m->r.compose : name[i];
@@ -135,6 +135,7 @@ static void look_at_strategies(const struct making *m, bool *weighs, bool *gates
         struct err none;
         if (text && compose_open(&c, text, &none) == 0) {
             *weighs = *weighs || c->strategy->weighs;
+            *words = *words || c->strategy->words;
             *gates = *gates || c->strategy->gates;
         }
         compose_close(c);
@@ -148,50 +149,6 @@ static int open_gates(struct making *m, struct err *err)
                        "gated needs gates that were learnt for this model: --gates FILE; "
                        "assets/train/gates.py learns them");
     return gates_open(&m->gates, m->dev, &m->model->sites, m->gates_file, err);
-}
-
-/* All texts with commas between: a new string. */
-static char *join(const struct texts *t)
-{
-    char *out = NULL;
-    size_t size;
-    FILE *f = open_memstream(&out, &size);
-    for (int i = 0; f && i < t->n; i++)
-        fprintf(f, "%s%s", i ? ", " : "", t->item[i]);
-    return f && fclose(f) == 0 ? out : NULL;
-}
-
-/* What the adapters' trigger words are to the prompt. */
-static int weigh_adapters(struct making *m, struct err *err)
-{
-    size_t n = (size_t)m->r.n_adapter + 1;
-    struct relevance *out = calloc(n, sizeof *out);
-    struct texts *words = calloc(n, sizeof *words);
-    char **joined = calloc(n, sizeof *joined);
-    int rc = out && words && joined ? 0 : err_nomem(err, n * sizeof *out);
-    for (int i = 0; i < m->r.n_adapter && rc == 0; i++) {
-        if (!m->r.adapter[i].row)
-            continue;
-        rc = repo_texts(m->repo, m->r.adapter[i].row->key, REPO_TRIGGERS, &words[i], err);
-        joined[i] = rc == 0 ? join(&words[i]) : NULL;
-        if (rc == 0 && !joined[i])
-            rc = err_nomem(err, 64);
-    }
-    rc = rc < 0 ? rc
-                : relevance_measure(m->model, m->prompt.part[0].text, (const char *const *)joined,
-                                    m->r.n_adapter, out, err);
-    for (int i = 0; i < m->r.n_adapter && rc == 0; i++) {
-        m->use[i].part = out[i].part;
-        m->use[i].match = out[i].match;
-    }
-    for (int i = 0; words && joined && i < m->r.n_adapter; i++) {
-        texts_release(&words[i]);
-        free(joined[i]);
-    }
-    free(out);
-    free(words);
-    free(joined);
-    return rc;
 }
 
 /* Prompt and negative prompt, and the adapters that the prompt names. */
@@ -276,10 +233,12 @@ int making_load(struct making *m, struct err *err)
     rc = rc < 0 ? rc : read_prompts(m, err);
     rc = rc < 0 ? rc : making_model(m, err);
     rc = rc < 0 ? rc : open_adapters(m, err);
-    bool weighs, gates;
-    look_at_strategies(m, &weighs, &gates);
+    bool weighs, words, gates;
+    look_at_strategies(m, &weighs, &words, &gates);
     if (rc == 0 && weighs)
-        rc = weigh_adapters(m, err);
+        rc = adapter_words_weigh(m, err);
+    if (rc == 0 && words)
+        rc = adapter_words_read(m, err);
     if (rc == 0 && gates && !m->gates)
         rc = open_gates(m, err);
     rc = rc < 0 ? rc : embeddings_open(&m->words, &m->r, m->model, m->file, m->verbose, err);
@@ -464,7 +423,9 @@ void making_forget(struct making *m)
     for (int i = 0; m->use && i < m->r.n_adapter; i++) {
         adapter_free(m->adapter[i]);
         adapter_file_close(m->file[i]);
+        free(m->word ? m->word[i] : NULL);
     }
+    free(m->word);
     free(m->adapter);
     free(m->file);
     free(m->use);
@@ -473,6 +434,7 @@ void making_forget(struct making *m)
     prompt_release(&m->negative);
     image_release(&m->init);
     request_release(&m->r);
+    m->word = NULL;
     m->adapter = NULL;
     m->file = NULL;
     m->use = NULL;

@@ -2,6 +2,7 @@
 
 #include "gatemap.h"
 #include "influence.h"
+#include "maps.h"
 
 #include "unet/bind.h"
 #include "unet/gates.h"
@@ -94,7 +95,10 @@ static int row_branches(const struct batch *b, int row, struct branch *to)
         float strength = (float)(u->unet * act->w[half]);
         if (strength == 0)
             continue;
-        to[n] = (struct branch){u->adapter, row, row + 1, strength, NULL, n, q->route, q->gated};
+        to[n] =
+            (struct branch){u->adapter, row, row + 1, strength, NULL, n, q->route, q->gated, NULL};
+        if (q->attend.sharp > 0)
+            to[n].mask = maps_mask(t->of->maps, act->adapter);
         n++;
     }
     return n;
@@ -110,7 +114,8 @@ static bool same_branches(const struct branch *a, const struct branch *b, int n)
     bool same = true;
     for (int i = 0; i < n && same; i++)
         same = a[i].adapter == b[i].adapter && a[i].strength == b[i].strength &&
-               same_route(&a[i].route, &b[i].route) && a[i].gated == b[i].gated;
+               same_route(&a[i].route, &b[i].route) && a[i].gated == b[i].gated &&
+               a[i].mask == b[i].mask;
     return same;
 }
 
@@ -200,17 +205,34 @@ static void saw_gates(void *user, struct run *r, const struct layer *l, const st
     }
 }
 
+/* What the rows of a cross attention attend to, to the maps of their pictures. */
+static void saw_maps(void *user, struct run *r, int cross, const struct tensor *q,
+                     const struct tensor *k, const struct attention *how)
+{
+    struct batch *b = user;
+    for (int i = 0; i < q->n && !r->err.code; i++) {
+        const struct turn *t = b->at[i].turn;
+        if (pass_of(&b->at[i])->attend.sharp > 0 && passes_half(t->of, b->at[i].row) == HALF_COND)
+            maps_add(t->of->maps, r, cross, q, k, how, i,
+                     conditions_at(t->of->cond, b->at[i].row, t->step), &r->err);
+    }
+}
+
 static void set_watch(struct batch *b, int n)
 {
     b->run->watch = NULL;
     b->run->gate_watch = NULL;
+    b->run->map_watch = NULL;
     b->watch = (struct watch){saw, b};
     b->gate_watch = (struct gate_watch){saw_gates, b};
+    b->map_watch = (struct map_watch){saw_maps, b};
     for (int i = 0; i < n; i++) {
         if (b->at[i].turn->of->p->influence)
             b->run->watch = &b->watch;
         if (b->at[i].turn->of->p->gatemap)
             b->run->gate_watch = &b->gate_watch;
+        if (pass_of(&b->at[i])->attend.sharp > 0)
+            b->run->map_watch = &b->map_watch;
     }
 }
 
@@ -295,6 +317,10 @@ int batch_predict(struct batch *b, struct turn *turn, int n, struct err *err)
         }
         rc = run_check(b->run, err);
     }
+    for (int i = 0; i < n && rc == 0; i++)
+        for (int k = 0; k < turn[i].a->n_pass; k++)
+            if (turn[i].a->pass[k].attend.sharp > 0)
+                maps_turn(turn[i].of->maps, &turn[i].a->pass[k].attend);
     run_bare(b->run);
     return rc;
 }

@@ -50,6 +50,7 @@ struct batch {
     int n_joint;
     struct watch watch;           /* of pictures with an influence to fill in */
     struct gate_watch gate_watch; /* of pictures with a map of their gates */
+    struct map_watch map_watch;   /* of passes that follow what places attend to */
 };
 
 /* rows: of all turns at once, at most; n_layer: of their texts. */

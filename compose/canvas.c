@@ -1,5 +1,7 @@
 #include "canvas.h"
 
+#include "maps.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -260,6 +262,8 @@ int canvas_start(struct canvas *c, struct run *pass, struct run *keep, struct er
 
     rng_init(&c->rng, c->p.rng, c->p.seed);
     int rc = start_compose(c, err);
+    if (c->passes.maps)
+        maps_restart(c->passes.maps);
     if (rc == 0 && c->p.init)
         rc = encode_init(c, pass, keep, err);
     if (rc < 0)

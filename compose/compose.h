@@ -61,6 +61,11 @@ enum deep {
     DEEP_REUSE, /* a short pass: first level down, last level up, the slot between them */
 };
 
+/* Where each adapter acts, by where its words are attended to (maps.h). sharp 0: everywhere. */
+struct attend {
+    float sharp, leak, keep;
+};
+
 struct pass {
     int act0, n_act; /* of the action's acts */
     double mix[2];   /* weight of its output in the mix, one a half; 0: that half is not run */
@@ -68,6 +73,7 @@ struct pass {
     int slot;           /* up to the number of adapters */
     struct route route; /* of all its adapters' rank-1 pieces at each place; all 0: none */
     bool gated;         /* they go through the model's gates (unet/gates.h) */
+    struct attend attend;
 };
 
 struct action {
@@ -91,6 +97,7 @@ struct compose_strategy {
     const char *more;                    /* how, and whose */
     bool gates;                          /* needs the model's */
     bool weighs;                         /* wants to know part and match */
+    bool words;                          /* and the adapters' words */
     const struct compose_option *option; /* ends with key NULL; NULL: none of its own */
     /* Fills in passes with their acts and mix; deep features and `uncond` are laid over them by compose_next.
      * `here` are the adapters that act in this step, at least one. */

@@ -32,6 +32,9 @@ struct use {
      * on the text encoder, or with te 0: texts are encoded once. */
     int from, to;
     double part, match; /* of the prompt (relevance.h); 0 in all: unknown */
+    /* Its words in the prompt: groups of words with commas between, a line each, of which the first counts that is there
+     * whole; kept as the adapter; NULL: none, or it is meant for the whole picture. For strategies that want them. */
+    const char *words;
     double high; /* share of high frequencies in what it draws (profile.h); NAN: not measured */
 };
 

@@ -1,6 +1,7 @@
 #include "passes.h"
 
 #include "influence.h"
+#include "maps.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -61,6 +62,7 @@ static bool same_kind(const struct action *a, const struct action *b)
     bool same = a->n_pass == b->n_pass && a->n_act == b->n_act;
     for (int i = 0; i < a->n_pass && same; i++)
         same = a->pass[i].n_act == b->pass[i].n_act && a->pass[i].deep == b->pass[i].deep &&
+               !(a->pass[i].attend.sharp > 0) == !(b->pass[i].attend.sharp > 0) &&
                !a->pass[i].mix[0] == !b->pass[i].mix[0] && !a->pass[i].mix[1] == !b->pass[i].mix[1];
     for (int i = 0; i < a->n_act && same; i++) {
         const double *v = a->act[i].w, *w = b->act[i].w;
@@ -117,16 +119,19 @@ static int note_sets(struct passes *p, const struct action *a, struct err *err)
 
 static int note(struct passes *p, const struct action *a, int eval, struct err *err)
 {
-    int rows = 0;
-    for (int i = 0; i < a->n_pass; i++)
+    int rows = 0, rc = 0;
+    for (int i = 0; i < a->n_pass && rc == 0; i++) {
         for (int k = 0; k < p->cond->n_row; k++)
             rows += passes_run(p, &a->pass[i], k);
+        if (a->pass[i].attend.sharp > 0 && !p->maps)
+            rc = maps_open(&p->maps, p->m, p->p, p->cond, err);
+    }
     p->total += rows;
     p->rows = p->rows > rows ? p->rows : rows;
     for (int i = 0; i < a->n_pass; i++)
         if (a->pass[i].deep != DEEP_PLAIN && a->pass[i].slot >= p->n_slot)
             p->n_slot = a->pass[i].slot + 1;
-    int rc = note_kind(p, a, eval, err);
+    rc = rc < 0 ? rc : note_kind(p, a, eval, err);
     return rc < 0 ? rc : note_sets(p, a, err);
 }
 
@@ -246,6 +251,7 @@ int passes_encode(struct passes *p, struct run *r, const struct fold *fold, stru
 
 void passes_release(struct passes *p)
 {
+    maps_close(p->maps);
     free(p->kind);
     free(p->which);
     free(p->set);

@@ -31,6 +31,7 @@ struct fixture {
 
 static inline void fixture_open(struct fixture *f, const char *prompt)
 {
+    static const char *const words[] = {"an owl", "castle"};
     struct err err;
     f->dev = test_device("cpu");
     cr_assert_eq(model_open(&f->m, f->dev, "tests/golden/data/tiny-sd1", &err), 0, "%s", err.msg);
@@ -42,7 +43,8 @@ static inline void fixture_open(struct fixture *f, const char *prompt)
                                   &report, &err),
                      0, "%s", err.msg);
         bind_report_release(&report);
-        f->use[i] = (struct use){.adapter = a, .unet = 1 - .3f * (float)i, .te = .5f};
+        f->use[i] = (struct use){
+            .adapter = a, .unet = 1 - .3f * (float)i, .te = .5f, .words = i < 2 ? words[i] : NULL};
     }
     cr_assert_eq(
         gates_open(&f->gates, f->dev, &f->m->sites, "tests/golden/data/gates.safetensors", &err), 0,

@@ -157,7 +157,7 @@ Test(allocation, none_after_the_first_step)
     static const char *const compose[] = {
         "merge",   "switch:tau=2",      "composite",         "cmlora",
         "wswitch", "merge:deepcache=3", "merge:uncond=base", "mora",
-        "gated"};
+        "gated",   "attend:keep=.2"};
     struct fixture f;
     if (!COUNTED)
         cr_skip_test("the sanitizer's malloc cannot be counted");

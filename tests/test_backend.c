@@ -472,8 +472,13 @@ static void run_scale(struct run *r, const void *arg, struct tensor *y)
     static const int width[] = {1, 4, 8};
     static const float by[] = {-0.7f, 0.01f, 3};
     const struct shape *s = arg;
+    size_t places = (size_t)s->h * (size_t)s->w;
+    float *m = malloc(2 * places * sizeof *m);
+    const float *const masks[] = {m, NULL, m + places};
+    test_fill(m, 2 * places, 38);
     *y = filled(r, s->n, s->h, s->w, 13, 37);
-    op_scale(r, y, 3, width, by);
+    op_scale(r, y, 3, width, by, s->what ? masks : NULL);
+    free(m);
 }
 
 static void run_route(struct run *r, const void *arg, struct tensor *y)

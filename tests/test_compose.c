@@ -288,6 +288,22 @@ Test(compose, gated_is_one_pass_through_gates)
     compose_close(c);
 }
 
+Test(compose, attend_is_one_pass_by_words)
+{
+    struct compose *c = start("attend:sharp=2,leak=.1,keep=0", 2, NULL);
+    struct action a = next(c, 0);
+    cr_expect(a.n_pass == 1 && a.pass[0].n_act == 2);
+    cr_expect_float_eq(a.pass[0].attend.sharp, 2, 1e-9);
+    cr_expect_float_eq(a.pass[0].attend.leak, .1f, 1e-9);
+    cr_expect_float_eq(a.pass[0].attend.keep, 0, 1e-9);
+    cr_expect(!compose_is_constant(c));
+    compose_close(c);
+    c = start("attend", 1, NULL);
+    a = next(c, 0);
+    cr_expect_eq(a.pass[0].attend.sharp, 0, "one alone acts everywhere");
+    compose_close(c);
+}
+
 Test(compose, wswitch_turns_are_as_long_as_parts)
 {
     const struct compose_adapter three[] = {{.part = 2. / 7}, {.part = 4. / 7}, {.part = 1. / 7}};

@@ -3,6 +3,7 @@
  * WEFT_DELTAS=MODEL:OUT adds what it made for another model (SDXL's widths). */
 #include "store/adapter.h"
 #include "unet/gates.h"
+#include "unet/mask.h"
 #include "unet/model.h"
 #include "unet/ops.h"
 #include "unet/safetensors.h"
@@ -300,7 +301,8 @@ static void check_joined(struct fixture *f, const struct adapter *const *a, int 
     cr_assert_eq(joint_new(&j, &f->m->sites, COMPONENT_UNET, n, a, JOINT_SUM, &err), 0, "%s",
                  err.msg);
     for (int i = 0; i < n; i++)
-        b[i] = (struct branch){a[i], 1, 3, i % 3 ? .4f * (float)i : 1, NULL, i, {0, 0, 0}, false};
+        b[i] = (struct branch){a[i],      1,     3,   i % 3 ? .4f * (float)i : 1, NULL, i,
+                               {0, 0, 0}, false, NULL};
     f->r.branch = b;
     f->r.n_branch = n;
     for (int s = 0; s < f->m->sites.n; s++) {
@@ -339,7 +341,7 @@ static void check_gates(struct fixture *f, const struct adapter *const *a, int n
     cr_assert(f->m->sites.n <= 1000);
     cr_assert_eq(joint_new(&j, &f->m->sites, COMPONENT_UNET, n, a, JOINT_GATE, &err), 0);
     for (int i = 0; i < n; i++)
-        b[i] = (struct branch){a[i], 1, 3, .5f, j, i, {0, 0, 0}, true};
+        b[i] = (struct branch){a[i], 1, 3, .5f, j, i, {0, 0, 0}, true, NULL};
     f->r.branch = b;
     f->r.n_branch = n;
     f->r.wave = wave;
@@ -378,6 +380,57 @@ static void check_gates(struct fixture *f, const struct adapter *const *a, int n
     joint_free(j);
 }
 
+/* What adapters add comes in by their masks, whatever kind it is, joined or apart: own + mask o (full - own), and
+ * nothing at all where the mask is 0; on texts and times everywhere. */
+static void check_masks(struct fixture *f, const struct adapter *const *a, int n)
+{
+    struct branch b[JOINT_MAX];
+    struct joint *j = NULL;
+    struct mask *m;
+    float mask[20];
+    struct err err;
+    cr_assert_eq(joint_new(&j, &f->m->sites, COMPONENT_UNET, n, a, JOINT_SUM, &err), 0);
+    cr_assert_eq(mask_new(&m, f->dev, &err), 0);
+    for (int i = 0; i < 20; i++)
+        mask[i] = .5f * (float)(i % 3);
+    for (int i = 0; i < 2 * n * f->m->sites.n; i += n) {
+        const struct site *s = &f->m->sites.at[i / n / 2];
+        size_t len, count = (size_t)(3 * 20 * (s->layer ? s->layer->in : 1));
+        if (!s->layer || s->part != COMPONENT_UNET || s->layer->stride > 1)
+            continue;
+        float *x = room(count), *own, *full, *got;
+        test_fill(x, count, 5);
+        own = output(f, s, s->layer, NULL, x, &len);
+        for (int k = 0; k < n; k++)
+            b[k] = (struct branch){.adapter = a[k],
+                                   .row0 = 1,
+                                   .row1 = 3,
+                                   .strength = .5f,
+                                   .joint = i / n % 2 ? j : NULL,
+                                   .part = k};
+        f->r.branch = b;
+        f->r.n_branch = n;
+        full = output(f, s, s->layer, NULL, x, &len);
+        for (int k = 0; k < n; k++)
+            b[k].mask = m;
+        free(output(f, s, s->layer, NULL, x, &len)); /* so that the size is known */
+        mask_set(m, mask, 5, 4);
+        got = output(f, s, s->layer, NULL, x, &len);
+        f->r.n_branch = 0;
+        size_t c = (size_t)s->layer->out;
+        for (size_t p = 0; p < len; p++) {
+            float by = s->layer->placeless ? 1 : mask[p / c % 20];
+            cr_expect(by > 0 || got[p] == own[p], "%s: something where the mask is 0", s->name);
+            full[p] = own[p] + by * (full[p] - own[p]);
+        }
+        double e = test_error(got, full, len);
+        cr_expect_leq(e, 1e-6, "%s: %g", s->name, e);
+        free(x), free(own), free(full), free(got);
+    }
+    mask_free(m);
+    joint_free(j);
+}
+
 /* All files of the golden, in their order, JOINT_MAX of them at once. */
 Test(delta, joined_is_their_sum)
 {
@@ -403,6 +456,8 @@ Test(delta, joined_is_their_sum)
     check_joined(&f, (const struct adapter *const *)a, JOINT_MAX);
     check_joined(&f, (const struct adapter *const *)a + k - JOINT_MAX, JOINT_MAX);
     check_gates(&f, (const struct adapter *const *)a, JOINT_MAX);
+    check_masks(&f, (const struct adapter *const *)a, JOINT_MAX);
+    check_masks(&f, (const struct adapter *const *)a + k - JOINT_MAX, JOINT_MAX);
     check_gates(&f, (const struct adapter *const *)a + k - JOINT_MAX, JOINT_MAX);
     for (int i = 0; i < k; i++) {
         adapter_free(a[i]);
@@ -502,7 +557,8 @@ Test(delta, routed_the_same_however_it_is_factored)
             struct joint *j = NULL;
             cr_assert_eq(joint_new(&j, &f.m->sites, COMPONENT_UNET, 2, two, JOINT_ROUTE, &err), 0);
             for (int i = 0; i < 2; i++)
-                b[i] = (struct branch){two[i], 0, 3, 1, j, i, {.3f, k < 2 ? .5f : 0, 0}, false};
+                b[i] =
+                    (struct branch){two[i], 0, 3, 1, j, i, {.3f, k < 2 ? .5f : 0, 0}, false, NULL};
             f.r.branch = b;
             f.r.n_branch = 2;
             got[k] = output(&f, at, at->layer, NULL, x, &n);

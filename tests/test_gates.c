@@ -1,4 +1,6 @@
-/* Gates against the training code (tests/golden/gates.py): a whole UNet with two adapters and with one. */
+/* Two adapters in a whole UNet against other code (tests/golden/gates.py): through gates, in places of their own, and
+ * where words are attended to. */
+#include "compose/maps.h"
 #include "store/adapter.h"
 #include "unet/bind.h"
 #include "unet/gates.h"
@@ -8,6 +10,7 @@
 #include "util.h"
 
 #include <criterion/criterion.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -77,40 +80,46 @@ static struct tensor forward(struct fixture *f)
     return unet_forward(f->m->unet, &f->r, &x, t, &(struct unet_text){&c, 1}, NULL);
 }
 
+/* The UNet's output [2, 8, 8, 4] with these branches. */
+static float *output(struct fixture *f, const struct branch *b, int n, size_t *count)
+{
+    struct err err;
+    f->r.branch = b;
+    f->r.n_branch = n;
+    run_measure(&f->r);
+    forward(f);
+    cr_assert_eq(run_commit(&f->r, &err), 0, "%s", err.msg);
+    struct tensor y = forward(f);
+    cr_assert_eq(run_check(&f->r, &err), 0, "%s", err.msg);
+    *count = tensor_count(&y);
+    float *got = malloc(*count * sizeof *got);
+    f->dev->be->download(f->dev, got, &y, &err);
+    return got;
+}
+
 static void check(struct fixture *f, int n, const char *name)
 {
     float wave[2][GATE_WAVES];
     struct joint *j = NULL;
     struct branch b[2];
     struct err err;
-    size_t count;
+    size_t count, n_want;
     cr_assert_eq(joint_new(&j, &f->m->sites, COMPONENT_UNET, n, (const struct adapter *const *)f->a,
                            JOINT_GATE, &err),
                  0, "%s", err.msg);
     gate_waves(981, wave[0]);
     gate_waves(21, wave[1]);
     for (int i = 0; i < n; i++)
-        b[i] = (struct branch){f->a[i], 0, 2, 1, j, i, {0, 0, 0}, true};
-    f->r.branch = b;
-    f->r.n_branch = n;
+        b[i] = (struct branch){f->a[i], 0, 2, 1, j, i, {0, 0, 0}, true, NULL};
     f->r.gates = f->gates;
     f->r.wave = wave[0];
-    run_measure(&f->r);
-    forward(f);
-    cr_assert_eq(run_commit(&f->r, &err), 0, "%s", err.msg);
-    struct tensor y = forward(f);
-    cr_assert_eq(run_check(&f->r, &err), 0, "%s", err.msg);
-    float *want = test_floats(f->want, name, &count), *got = malloc(count * sizeof *got);
-    cr_assert_eq(count, tensor_count(&y));
-    f->dev->be->download(f->dev, got, &y, &err);
+    float *want = test_floats(f->want, name, &n_want), *got = output(f, b, n, &count);
+    cr_assert_eq(count, n_want);
     double e = test_error(got, want, count);
     cr_expect_leq(e, BOUND, "%s on %d: %g", name, (int)f->dev->isa, e);
     f->r.gates = NULL; /* without gates it is another output */
-    run_measure(&f->r);
-    forward(f);
-    cr_assert_eq(run_commit(&f->r, &err), 0);
-    y = forward(f);
-    f->dev->be->download(f->dev, got, &y, &err);
+    free(got);
+    got = output(f, b, n, &count);
     cr_expect_gt(test_error(got, want, count), 1e-3, "%s: the gates do nothing", name);
     free(want);
     free(got);
@@ -188,5 +197,128 @@ Test(gates, of_another_model)
     cr_expect(!g && strstr(err.msg, "another model"), "%s", err.msg);
     cr_expect_eq(gates_open(&g, f.dev, &other->sites, DATA "nothing.safetensors", &err), ERR_IO);
     model_close(other);
+    fixture_close(&f);
+}
+
+/* ---- places ---------------------------------------------------------------------------------- */
+
+/* Joined and apart; a mask of nothing leaves the model's own output, one of everything changes nothing. */
+Test(masks, each_in_its_own_places)
+{
+    struct fixture f = {0};
+    struct joint *j;
+    struct err err;
+    size_t n, count;
+    fixture_open(&f, ISA_BEST);
+    cr_assert_eq(joint_new(&j, &f.m->sites, COMPONENT_UNET, 2, (const struct adapter *const *)f.a,
+                           JOINT_SUM, &err),
+                 0);
+    float *mask = test_floats(f.want, "mask", &n), *want = test_floats(f.want, "masked", &count);
+    float *own = output(&f, NULL, 0, &count);
+    for (int joined = 0; joined < 2; joined++) {
+        struct branch b[2];
+        for (int i = 0; i < 2; i++)
+            b[i] = (struct branch){
+                .adapter = f.a[i], .row1 = 2, .strength = 1, .joint = joined ? j : NULL, .part = i};
+        float *full = output(&f, b, 2, &count);
+        for (int i = 0; i < 2; i++)
+            cr_assert_eq(mask_new(&b[i].mask, f.dev, &err), 0);
+        float *got = output(&f, b, 2, &count);
+        double e = test_error(got, full, count);
+        cr_expect_leq(e, 1e-6, "masks of 1: %g", e);
+        for (int i = 0; i < 2; i++)
+            mask_set(b[i].mask, mask + 16 * i, 4, 4);
+        free(got);
+        got = output(&f, b, 2, &count);
+        e = test_error(got, want, count);
+        cr_expect_leq(e, BOUND, "joined %d: %g", joined, e);
+        cr_expect_gt(test_error(got, full, count), 1e-3);
+        cr_expect_gt(test_error(own, full, count), 1e-3);
+        free(got);
+        free(full);
+        mask_free(b[0].mask);
+        mask_free(b[1].mask);
+    }
+    free(mask), free(want), free(own);
+    run_bare(&f.r);
+    joint_free(j);
+    fixture_close(&f);
+}
+
+/* torch's area and bilinear at whole ratios, means of what lies under a place at others. */
+Test(masks, resampled)
+{
+    static const float from[] = {1, 2, 3, 4, 5, 6, 7, 8, 9};
+    float to[36];
+    mask_resample(to, 1, 1, from, 3, 3);
+    cr_expect_float_eq(to[0], 5, 1e-6);
+    mask_resample(to, 2, 2, from, 3, 3); /* a place covers one and a half, both ways */
+    cr_expect_float_eq(to[0], (1 + .5f * 2 + .5f * 4 + .25f * 5) / 2.25f, 1e-6);
+    cr_expect_float_eq(to[3], (9 + .5f * 8 + .5f * 6 + .25f * 5) / 2.25f, 1e-6);
+    mask_resample(to, 1, 6, from, 1, 3); /* torch: 1, 1.25, 1.75, 2.25, 2.75, 3 */
+    for (int i = 0; i < 6; i++)
+        cr_expect_float_eq(to[i], fminf(fmaxf(.75f + .5f * (float)i, 1), 3), 1e-6);
+    mask_resample(to, 3, 3, from, 3, 3);
+    cr_expect(!memcmp(to, from, sizeof from));
+}
+
+struct looking {
+    struct maps *maps;
+    int seen;
+};
+
+static void saw(void *user, struct run *r, int cross, const struct tensor *q,
+                const struct tensor *k, const struct attention *how)
+{
+    struct looking *l = user;
+    struct err err;
+    l->seen++;
+    cr_expect_eq(maps_add(l->maps, r, cross, q, k, how, 0, 0, &err), 0);
+}
+
+Test(masks, follow_what_is_attended_to)
+{
+    struct fixture f = {0};
+    struct prompt prompt;
+    struct conditions cond;
+    struct looking l = {0};
+    struct err err;
+    size_t n, count;
+    int h, w;
+    fixture_open(&f, ISA_BEST);
+    const struct use use[] = {{.adapter = f.a[0], .words = "owl red\nred owl"},
+                              {.adapter = f.a[1], .words = "castle"},
+                              {.adapter = f.a[1], .words = "a town"}};
+    const struct picture p = {.use = use, .n_use = 3};
+    const struct attend how = {4, .3f, .5f};
+    const struct map_watch watch = {saw, &l};
+    struct branch b[2];
+    cr_assert_eq(prompt_read(&prompt, "a red (owl:1.3) beside a castle", &err), 0);
+    cr_assert_eq(conditions_parse(&cond, f.m->tokenizer, NULL, 32, &prompt, NULL, 3, &err), 0);
+    cr_assert_eq(maps_open(&l.maps, f.m, &p, &cond, &err), 0, "%s", err.msg);
+    cr_expect(maps_mask(l.maps, 0) && maps_mask(l.maps, 1));
+    cr_expect(!maps_mask(l.maps, 2), "its words are not there");
+    for (int i = 0; i < 2; i++)
+        b[i] = (struct branch){.adapter = f.a[i], .row1 = 2, .strength = 1};
+    f.r.map_watch = &watch;
+    free(output(&f, b, 2, &count));
+    cr_expect_eq(l.seen, 2 * f.m->unet->n_cross, "measured and run");
+    cr_expect(!maps_values(l.maps, 0, &h, &w), "before the first turn there are none");
+    maps_turn(l.maps, &how);
+    float *want = test_floats(f.want, "spread", &n);
+    for (int i = 0; i < 2; i++) {
+        const float *got = maps_values(l.maps, i, &h, &w);
+        cr_assert(got && h == 8 && w == 8, "%dx%d", w, h);
+        double e = test_error(got, want + 64 * i, 64);
+        cr_expect_leq(e, BOUND, "%d: %g", i, e);
+    }
+    cr_expect(!maps_values(l.maps, 2, &h, &w));
+    maps_turn(l.maps, &how); /* nothing came: all stays */
+    cr_expect_leq(test_error(maps_values(l.maps, 0, &h, &w), want, 64), BOUND);
+    free(want);
+    maps_close(l.maps);
+    conditions_release(&cond);
+    prompt_release(&prompt);
+    run_bare(&f.r);
     fixture_close(&f);
 }

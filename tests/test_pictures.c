@@ -124,6 +124,27 @@ Test(compose, mora_without_routing_is_merge)
 }
 
 /* Through gates, one adapter or more; without gates it says so. */
+/* Masks of 1 are the plain sum (relative 1e-4), and so is a picture of no words; else each has its places. */
+Test(compose, attend_where_nothing_is_divided_is_merge)
+{
+    struct fixture f;
+    fixture_open(&f, "an owl on a castle");
+    struct made sum = make(&f, "merge", 3, false), all = make(&f, "attend:leak=1", 3, false),
+                some = make(&f, "attend", 3, false);
+    cr_expect_lt(test_error(all.latent, sum.latent, sum.n), 1e-4);
+    cr_expect_gt(test_error(some.latent, sum.latent, sum.n), 1e-3);
+    cr_expect_eq(some.passes, sum.passes);
+    cr_expect_lt(some.flops / sum.flops, 1.02, "%g", some.flops / sum.flops);
+    cr_expect(same(&f, "attend", 2, "attend", 2), "it begins anew with each picture");
+    free(sum.latent);
+    free(all.latent);
+    free(some.latent);
+    fixture_close(&f);
+    fixture_open(&f, "a red mushroom");
+    cr_expect(same(&f, "attend", 3, "merge", 3));
+    fixture_close(&f);
+}
+
 Test(compose, gated)
 {
     struct fixture f;
@@ -260,7 +281,7 @@ Test(compose, batches_change_nothing)
 
 /* Pictures made together, as different as they come: strategies, adapters, prompts of one chunk and two,
  * samplers with one evaluation a step and two, sizes, guidance or none, lengths. */
-enum { TOGETHER = 14 };
+enum { TOGETHER = 16 };
 static const struct {
     const char *compose, *prompt, *sampler;
     int first, n, steps, w;
@@ -280,6 +301,9 @@ static const struct {
     {"mora", "an owl", NULL, 0, 3, 6, 64, 7},
     {"gated", "an owl", NULL, 0, 3, 6, 64, 7},
     {"gated:uncond=base", "an owl", "euler", 0, 1, 5, 64, 7},
+    {"attend", "an owl on a castle", NULL, 0, 3, 6, 64, 7},
+    {"attend:uncond=base,deepcache=2", "an [owl:castle:2] AND a red castle", "heun", 0, 2, 5, 96,
+     3},
 };
 
 static void compare_together(struct fixture *f, const struct picture *p)

@@ -47,6 +47,7 @@ struct layer {
     int out, in;
     int kh, kw, stride; /* 1, 1, 1 for a linear layer */
     int pad[4];         /* zeros added on top, left, bottom, right */
+    bool placeless;     /* its rows are no places of the picture: a text, the time */
     struct array w;     /* [out, in] or [out, in, kh, kw]; borrowed for the layer's life */
     struct array b;     /* [out]; data NULL: no bias */
     void *impl;         /* the device's packed form, NULL until used */
@@ -146,9 +147,10 @@ struct backend {
     /* y += s * (gain o h + shift), gain and shift [c] in device memory; y may be h. */
     int (*gain)(struct device *dev, struct tensor *y, const struct tensor *h, double s,
                 const float *gain, const float *shift, struct err *err);
-    /* y *= s[k] in the k-th of n parts of its channels, which are width[k] wide and stand side by side. */
+    /* y *= s[k] in the k-th of n parts of its channels, which are width[k] wide and stand side by side; and by mask[k]
+     * [h*w], a number a place in device memory. mask, or one of them, NULL: none. */
     int (*scale)(struct device *dev, struct tensor *y, int n, const int *width, const float *s,
-                 struct err *err);
+                 const float *const *mask, struct err *err);
     /* t *= w at each place, as route.h says; its channels are the pieces. */
     int (*route)(struct device *dev, struct tensor *t, const struct route *how, struct err *err);
     /* y += h + what comes through the gates; where y is h, y += that alone. */

@@ -10,6 +10,7 @@ void resnet_load(struct resnet *b, struct loader *ld, int in, int out, int time_
     loader_conv(ld, &b->conv1, "conv1", in, out, 3, 1);
     if (time_width)
         loader_linear(ld, &b->time, "time_emb_proj", time_width, out, true);
+    b->time.placeless = true;
     loader_norm(ld, &b->norm2, "norm2", out, groups, eps);
     loader_conv(ld, &b->conv2, "conv2", out, out, 3, 1);
     if (in != out)

@@ -38,6 +38,7 @@ void run_bare(struct run *r)
     r->fold = NULL;
     r->watch = NULL;
     r->gate_watch = NULL;
+    r->map_watch = NULL;
     r->gates = NULL;
     r->branch = NULL;
     r->n_branch = 0;
@@ -284,7 +285,8 @@ void op_affine(struct run *r, struct tensor *y, const struct tensor *x, double a
         r->dev->be->affine(r->dev, y, x, a, b, &r->err);
 }
 
-void op_scale(struct run *r, struct tensor *y, int n, const int *width, const float *s)
+void op_scale(struct run *r, struct tensor *y, int n, const int *width, const float *s,
+              const float *const *mask)
 {
     int c = 0;
     for (int i = 0; i < n; i++)
@@ -292,7 +294,7 @@ void op_scale(struct run *r, struct tensor *y, int n, const int *width, const fl
     assert(c == y->c);
     (void)c;
     if (live(r))
-        r->dev->be->scale(r->dev, y, n, width, s, &r->err);
+        r->dev->be->scale(r->dev, y, n, width, s, mask, &r->err);
 }
 
 void op_route(struct run *r, struct tensor *t, const struct route *how)

@@ -27,6 +27,7 @@
 struct adapter;
 struct gates;
 struct joint;
+struct mask;
 struct fold;
 struct branch;
 struct run;
@@ -41,6 +42,8 @@ struct branch {
     int part;           /* which of them this is */
     struct route route; /* of the joint's pieces */
     bool gated;         /* goes through the run's gates */
+    struct mask
+        *mask; /* where in the picture it acts; NULL: everywhere. Norms it changes everywhere */
 };
 
 /* Told of every layer with a branch what it gives without any on that branch's rows, base, and what this branch alone
@@ -56,6 +59,14 @@ struct watch {
 struct gate_watch {
     void (*saw)(void *user, struct run *r, const struct layer *l, const struct branch *b,
                 const struct tensor *h, const struct gating *in);
+    void *user;
+};
+
+/* Told of every cross attention of a UNet its queries [rows, h*w, c] and the texts' keys [rows, tokens, c], and which it
+ * is, counted as unet.h does; before any of it is dropped, so it may run ops of its own. */
+struct map_watch {
+    void (*saw)(void *user, struct run *r, int cross, const struct tensor *q,
+                const struct tensor *k, const struct attention *a);
     void *user;
 };
 
@@ -79,6 +90,7 @@ struct run {
     const struct fold *fold;             /* weights with adapters folded in, or NULL; borrowed */
     const struct watch *watch;           /* or NULL; borrowed */
     const struct gate_watch *gate_watch; /* or NULL; borrowed */
+    const struct map_watch *map_watch;   /* or NULL; borrowed */
 };
 
 void run_init(struct run *r, struct device *dev);
@@ -127,8 +139,9 @@ void op_lincomb(struct run *r, struct tensor *y, int n, const double *coef,
                 const struct tensor *const *x, double clamp);
 /* y = a * x + b */
 void op_affine(struct run *r, struct tensor *y, const struct tensor *x, double a, double b);
-/* y *= s[k] in the k-th of n parts of its channels, of these widths */
-void op_scale(struct run *r, struct tensor *y, int n, const int *width, const float *s);
+/* y *= s[k] in the k-th of n parts of its channels, of these widths, and by mask[k] [h*w] (mask, or one: NULL: none) */
+void op_scale(struct run *r, struct tensor *y, int n, const int *width, const float *s,
+              const float *const *mask);
 /* t *= w at each place, its channels being pieces (route.h) */
 void op_route(struct run *r, struct tensor *t, const struct route *how);
 /* y += h + what comes through the gates; y += that alone where both lie at the same place */

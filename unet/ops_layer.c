@@ -1,4 +1,5 @@
 /* Layers, and what adapters do beside them: sums, joints, routing, gates. Read op_layer first. */
+#include "mask.h"
 #include "ops_branches.h"
 
 #include <assert.h>
@@ -14,30 +15,54 @@ static void one_layer(struct run *r, struct tensor *y, const struct layer *l,
         r->dev->be->layer_prepare(r->dev, y, l, x, accumulate, &r->err);
 }
 
-/* y += up(s o down(x)), each rank scaled by its adapter's strength; b[0] is the first of the joint's branches. */
-static void chain_joined(struct run *r, struct tensor *y, const struct joined *j,
-                         const struct branch *b, const struct tensor *x)
+/* A branch's mask for results of t's size, or NULL. */
+static const float *mask_for(struct run *r, const struct branch *b, const struct layer *l,
+                             const struct tensor *t)
+{
+    return b->mask && !l->placeless ? mask_at(b->mask, t->h, t->w, r->measuring, &r->err) : NULL;
+}
+
+/* t *= the mask. */
+static void op_mask(struct run *r, struct tensor *t, const float *mask)
+{
+    static const float one = 1;
+    if (mask)
+        op_scale(r, t, 1, &t->c, &one, &mask);
+}
+
+/* The strengths of a joint's parts and where they act; false: all are 1, everywhere. */
+static bool parts_of(struct run *r, const struct joined *j, const struct branch *b,
+                     const struct layer *l, const struct tensor *t, float *s, const float **mask)
+{
+    bool any = false;
+    for (int k = 0; k < j->n; k++) {
+        s[k] = b[j->part[k]].strength;
+        mask[k] = mask_for(r, &b[j->part[k]], l, t);
+        any |= s[k] != 1 || mask[k];
+    }
+    return any;
+}
+
+/* y += up(s o down(x)), each rank scaled by its adapter's strength and mask; b[0] is the first of the joint's branches. */
+static void chain_joined(struct run *r, struct tensor *y, const struct layer *l,
+                         const struct joined *j, const struct branch *b, const struct tensor *x)
 {
     unsigned mark = run_mark(r);
     struct tensor t = run_layer_tensor(r, &j->down, x);
     float s[2 * JOINT_MAX];
-    bool plain = true;
-    for (int k = 0; k < j->n; k++) {
-        s[k] = b[j->part[k]].strength;
-        plain &= s[k] == 1;
-    }
+    const float *mask[2 * JOINT_MAX];
     one_layer(r, &t, &j->down, x, false);
-    if (!plain)
-        op_scale(r, &t, j->n, j->width, s);
+    if (parts_of(r, j, b, l, &t, s, mask))
+        op_scale(r, &t, j->n, j->width, s, mask);
     if (b->route.keep > 0)
         op_route(r, &t, &b->route);
     one_layer(r, y, &j->up, &t, true);
     run_pop(r, mark);
 }
 
-/* y += s * up(down(x)), or s * down(x) where there is no up. */
+/* y += s * up(down(x)), or s * down(x) where there is no up; by the mask. */
 static void chain(struct run *r, struct tensor *y, const struct layer *down, const struct layer *up,
-                  const struct tensor *x, double s)
+                  const struct tensor *x, double s, const float *mask)
 {
     unsigned mark = run_mark(r);
     struct tensor t = run_layer_tensor(r, down, x);
@@ -45,6 +70,7 @@ static void chain(struct run *r, struct tensor *y, const struct layer *down, con
     double coef[2] = {s, 1};
 
     one_layer(r, &t, down, x, false);
+    op_mask(r, &t, mask);
     if (up->out) {
         op_lincomb(r, &t, 1, coef, src, 0);
         one_layer(r, y, up, &t, true);
@@ -54,19 +80,36 @@ static void chain(struct run *r, struct tensor *y, const struct layer *down, con
     run_pop(r, mark);
 }
 
-/* y += strength * (gain o h + shift) on each branch's rows. */
-static void add_gains(struct run *r, struct tensor *y, const struct tensor *h, int site)
+/* y += strength * (gain o h + shift), by the mask. */
+static void add_gain(struct run *r, struct tensor *y, const struct tensor *h, const struct bound *b,
+                     float strength, const float *mask)
+{
+    unsigned mark = run_mark(r);
+    struct tensor u = *y;
+    if (!b->side.gain)
+        return;
+    if (mask) {
+        u = run_like(r, y);
+        op_affine(r, &u, h, 0, 0);
+    }
+    if (live(r))
+        r->dev->be->gain(r->dev, &u, h, strength * b->factor, b->side.gain, b->side.shift, &r->err);
+    op_mask(r, &u, mask);
+    if (mask)
+        op_add(r, y, &u);
+    run_pop(r, mark);
+}
+
+static void add_gains(struct run *r, struct tensor *y, const struct tensor *h,
+                      const struct layer *l)
 {
     int i = -1;
-    for (const struct bound *b = next_bound(r, site, &i, NULL); b; b = next_bound(r, site, &i, b)) {
+    for (const struct bound *b = next_bound(r, l->site, &i, NULL); b;
+         b = next_bound(r, l->site, &i, b)) {
         const struct branch *br = &r->branch[i];
-        if (!b->side.gain)
-            continue;
         struct tensor ys = tensor_rows(y, br->row0, br->row1 - br->row0);
         struct tensor hs = tensor_rows(h, br->row0, br->row1 - br->row0);
-        if (live(r))
-            r->dev->be->gain(r->dev, &ys, &hs, br->strength * b->factor, b->side.gain,
-                             b->side.shift, &r->err);
+        add_gain(r, &ys, &hs, b, br->strength, mask_for(r, br, l, y));
     }
 }
 
@@ -97,33 +140,32 @@ static void base_layer(struct run *r, struct tensor *y, const struct layer *l,
         op_add(r, y, &h);
     else
         op_copy(r, y, &h);
-    add_gains(r, y, &h, l->site);
+    add_gains(r, y, &h, l);
     run_pop(r, mark);
 }
 
 /* y += what a bound delta adds but for its gains. */
 static void add_chains(struct run *r, struct tensor *y, const struct bound *b, float strength,
-                       const struct tensor *x, bool joined)
+                       const struct tensor *x, bool joined, const float *mask)
 {
     double s = (double)strength * b->factor * b->side.scale;
     if (b->side.down.out && !(joined && b->side.up.out))
-        chain(r, y, &b->side.down, &b->side.up, x, s);
+        chain(r, y, &b->side.down, &b->side.up, x, s, mask);
     if (b->side.up2.out && !joined)
-        chain(r, y, &b->side.down2, &b->side.up2, x, s);
+        chain(r, y, &b->side.down2, &b->side.up2, x, s, mask);
 }
 
 /* All that one adapter adds at a site. */
-static struct tensor whole_part(struct run *r, const struct branch *b, int site,
+static struct tensor whole_part(struct run *r, const struct branch *b, const struct layer *l,
                                 const struct tensor *h, const struct tensor *x)
 {
     struct tensor u = run_like(r, h);
     op_affine(r, &u, h, 0, 0);
-    for (const struct bound *d = b->adapter->at[site]; d; d = d->next) {
-        if (d->side.gain && live(r))
-            r->dev->be->gain(r->dev, &u, h, b->strength * d->factor, d->side.gain, d->side.shift,
-                             &r->err);
-        add_chains(r, &u, d, b->strength, x, false);
+    for (const struct bound *d = b->adapter->at[l->site]; d; d = d->next) {
+        add_gain(r, &u, h, d, b->strength, NULL);
+        add_chains(r, &u, d, b->strength, x, false, NULL);
     }
+    op_mask(r, &u, mask_for(r, b, l, h));
     return u;
 }
 
@@ -143,22 +185,22 @@ static void gate_layer(struct run *r, struct tensor *y, const struct layer *l,
                         .gate = r->gates->at[l->site],
                         .wave = r->wave ? r->wave + (size_t)b->row0 * GATE_WAVES : NULL};
     float s[2 * JOINT_MAX];
+    const float *mask[2 * JOINT_MAX];
     for (int i = 0; i < in.n; i++) {
         width[i] = 0;
         at[i] = NULL;
-        for (int k = 0; j && k < j->n; k++) {
-            s[k] = b[j->part[k]].strength;
+        for (int k = 0; j && k < j->n; k++)
             width[i] += j->part[k] == i ? j->width[k] : 0;
-        }
         if (!width[i] && b[i].adapter->at[l->site]) {
-            u[i] = whole_part(r, &b[i], l->site, h, x);
+            u[i] = whole_part(r, &b[i], l, h, x);
             at[i] = &u[i];
         }
     }
     if (j) {
         t = run_layer_tensor(r, &j->down, x);
         one_layer(r, &t, &j->down, x, false);
-        op_scale(r, &t, j->n, j->width, s);
+        if (parts_of(r, j, b, l, &t, s, mask))
+            op_scale(r, &t, j->n, j->width, s, mask);
         in.t = &t;
     }
     if (r->gate_watch && live(r))
@@ -263,7 +305,7 @@ void op_layer(struct run *r, struct tensor *y, const struct layer *l, const stru
         struct tensor xs = tensor_rows(x, br->row0, br->row1 - br->row0);
         struct tensor ys = tensor_rows(y, br->row0, br->row1 - br->row0);
         if (j && br->part == j->part[0])
-            chain_joined(r, &ys, j, br - br->part, &xs);
-        add_chains(r, &ys, b, br->strength, &xs, j && j->has[br->part]);
+            chain_joined(r, &ys, l, j, br - br->part, &xs);
+        add_chains(r, &ys, b, br->strength, &xs, j && j->has[br->part], mask_for(r, br, l, y));
     }
 }

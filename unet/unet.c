@@ -36,9 +36,9 @@ static struct tensor time_embedding(const struct unet *u, struct run *r, const d
     return y;
 }
 
-/* x += to_out(softmax(q kᵀ) v), q from h, k and v from `from`. */
+/* x += to_out(softmax(q kᵀ) v), q from h, k and v from `from`. cross: which cross attention it is, or -1. */
 static void attend(const struct unet_attention *a, struct run *r, struct tensor *x,
-                   const struct tensor *h, const struct tensor *from)
+                   const struct tensor *h, const struct tensor *from, int cross)
 {
     const struct attention how = {.heads = a->heads};
     unsigned mark = run_mark(r);
@@ -47,6 +47,8 @@ static void attend(const struct unet_attention *a, struct run *r, struct tensor 
     struct tensor v = layer_forward(&a->v, r, from);
     struct tensor o = run_like(r, &q);
     op_attention(r, &o, &q, &k, &v, &how);
+    if (cross >= 0 && r->map_watch)
+        r->map_watch->saw(r->map_watch->user, r, cross, &q, &k, &how);
     op_layer(r, x, &a->out, &o, true);
     run_pop(r, mark);
 }
@@ -58,9 +60,9 @@ static void block_forward(const struct unet_block *b, struct run *r, struct tens
     struct tensor h = run_like(r, x);
 
     op_layer_norm(r, &h, &b->norm1, x);
-    attend(&b->attn1, r, x, &h, &h);
+    attend(&b->attn1, r, x, &h, &h, -1);
     op_layer_norm(r, &h, &b->norm2, x);
-    attend(&b->attn2, r, x, &h, &text->at[text->n > 1 ? b->cross : 0]);
+    attend(&b->attn2, r, x, &h, &text->at[text->n > 1 ? b->cross : 0], b->cross);
 
     op_layer_norm(r, &h, &b->norm3, x);
     struct tensor g = run_tensor(r, x->n, x->h, x->w, b->ff_out.in);

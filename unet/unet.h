@@ -60,6 +60,7 @@ struct unet {
     bool down_attends[UNET_MAX_LEVELS], up_attends[UNET_MAX_LEVELS];
     int text_width; /* cross_attention_dim */
     int n_cross;    /* cross attentions */
+    int up_cross;   /* the first of those on the way up */
     int time_width;
     int groups;
     float eps;

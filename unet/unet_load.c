@@ -135,6 +135,7 @@ static void block_load(struct unet_block *b, struct loader *ld, int width, int t
     loader_norm(ld, &b->norm2, "norm2", width, 0, 1e-5f);
     loader_enter(ld, "attn2");
     attention_load(&b->attn2, ld, width, text, heads);
+    b->attn2.k.placeless = b->attn2.v.placeless = true;
     loader_leave(ld);
     loader_norm(ld, &b->norm3, "norm3", width, 0, 1e-5f);
     loader_linear(ld, &b->ff_in, "ff.net.0.proj", width, 8 * width, true);
@@ -254,6 +255,7 @@ static int load(struct unet *u, struct sites *sites, struct err *err)
     loader_conv(&ld, &u->conv_in, "conv_in", u->in_channels, u->width[0], 3, 1);
     loader_linear(&ld, &u->time1, "time_embedding.linear_1", u->width[0], u->time_width, true);
     loader_linear(&ld, &u->time2, "time_embedding.linear_2", u->time_width, u->time_width, true);
+    u->time1.placeless = u->time2.placeless = true;
     skips[n++] = u->width[0];
     for (int i = 0; i < u->levels; i++) {
         loader_enter(&ld, "down_blocks.%d", i);
@@ -263,6 +265,7 @@ static int load(struct unet *u, struct sites *sites, struct err *err)
             skips[n++] = u->width[i];
     }
     middle_load(u, &ld);
+    u->up_cross = u->n_cross;
     for (int i = 0; i < u->levels; i++) {
         loader_enter(&ld, "up_blocks.%d", i);
         up_load(u, &ld, i, skips, &n);

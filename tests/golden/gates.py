@@ -1,8 +1,14 @@
-"""Two adapters through gates in a whole UNet, by the training code: python tests/golden/gates.py
+"""Two adapters in a whole UNet, through gates, in places of their own, and where words are attended to:
+python tests/golden/gates.py
 
 writes tests/golden/data/gates.safetensors (random gates at some sites of the tiny SD 1.x model, as
-assets/train/gates.py writes them) and gates-out.safetensors: the UNet's output with lora-peft and lora-diffusers
-together, and with the first alone. Everywhere else they are added up as they are.
+assets/train/gates.py writes them) and gates-out.safetensors, of the UNet with lora-peft and lora-diffusers:
+
+    both, one   outputs through the gates, of the two and of the first alone; where there are none they are added up
+    mask        [2, 4, 4], places of each
+    masked      the output where each acts in its own places, on texts and the time everywhere (no gates)
+    spread      [2, 8, 8], the masks that follow from what the first row attends to (compose/maps.h), of WORDS in
+                PROMPT with sharp 4 and leak .3
 """
 import os
 import sys
@@ -15,6 +21,10 @@ sys.path.insert(0, os.path.join(HERE, "../../../assets/train"))
 import gates  # noqa: E402
 from diffusers import UNet2DConditionModel  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
+from transformers import CLIPTokenizer  # noqa: E402
+
+
+PROMPT, WORDS = "a red owl beside a castle", ("red owl", "castle")
 
 
 class Two:
@@ -44,6 +54,31 @@ def old_site(name):
     return f"{block}.{proj.removesuffix('_lora')}".replace(".to_out", ".to_out.0")
 
 
+class Watch:
+    """A cross attention as it is, that tells what share of each place's attention the words have."""
+
+    def __init__(self, words):
+        self.words, self.maps = words, []
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states, **_):
+        q, k, v = (f(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for f, x in (
+            (attn.to_q, hidden_states), (attn.to_k, encoder_hidden_states), (attn.to_v, encoder_hidden_states)))
+        p = (q @ k.mT * attn.scale).softmax(-1)
+        side = round(hidden_states.shape[1] ** .5)
+        self.maps.append(torch.stack([p[0, ..., w].sum(-1).mean(0).view(side, side) for w in self.words]))
+        return attn.to_out[0]((p @ v).transpose(1, 2).flatten(2))
+
+
+def spread(maps, sharp=4, leak=.3):
+    """compose/maps.h, of one pass."""
+    maps = [m / m.mean((1, 2), keepdim=True) for m in maps]
+    size = max(m.shape[1] for m in maps)
+    apart = [max(0, -torch.corrcoef(m.flatten(1))[0, 1].item()) ** 2 for m in maps]
+    wide = [F.interpolate(m[None], (size, size), mode="bilinear")[0] for m in maps]
+    m = sum(w * x for w, x in zip(apart, wide)) / sum(apart)
+    return leak + (1 - leak) * m ** sharp / (m ** sharp).sum(0)
+
+
 @torch.no_grad()
 def main():
     unet = UNet2DConditionModel.from_pretrained(HERE + "tiny-sd1", subfolder="unet").float().eval()
@@ -61,6 +96,29 @@ def main():
     for name, some in (("both", [[0, 1]] * 2), ("one", [[0]] * 2)):
         both.put(some, t)
         out[name] = unet(x, t, golden["text"]).sample.permute(0, 2, 3, 1).contiguous()
+    out["mask"] = torch.rand(2, 4, 4, generator=rand)
+
+    def masked(site, h, u, shape):
+        side = round(u.shape[2] ** .5)
+        if site.endswith(("attn2.to_k", "attn2.to_v", "time_emb_proj")):
+            return u.sum(1)
+        mode = "area" if side <= 4 else "bilinear"
+        return (F.interpolate(out["mask"][None], (side, side), mode=mode).view(1, 2, -1, 1) * u).sum(1)
+
+    both.put([[0, 1]] * 2, t)
+    both.ask = masked
+    out["masked"] = unet(x, t, golden["text"]).sample.permute(0, 2, 3, 1).contiguous()
+    both.ask = lambda site, h, u, shape: u.sum(1)
+    tok = CLIPTokenizer.from_pretrained(HERE + "tiny-sd1", subfolder="tokenizer")
+    ids = tok(PROMPT).input_ids
+    words = [tok(w, add_special_tokens=False).input_ids for w in WORDS]
+    at = [next(i for i in range(len(ids)) if ids[i:i + len(w)] == w) for w in words]
+    watch = Watch([slice(i, i + len(w)) for i, w in zip(at, words)])
+    for name, m in unet.named_modules():
+        if name.startswith("up_blocks") and name.endswith("attn2"):
+            m.processor = watch
+    unet(x, t, golden["text"])
+    out["spread"] = spread(watch.maps)
     save_file(out, HERE + "gates-out.safetensors")
 
 

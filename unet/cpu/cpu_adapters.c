@@ -29,27 +29,30 @@ int cpu_gain(struct device *dev, struct tensor *y, const struct tensor *h, doubl
     return 0;
 }
 
-static void scale_row(float *y, int n, const int *width, const float *s)
+static void scale_row(float *y, int n, const int *width, const float *s, const float *const *mask,
+                      size_t place)
 {
-    for (int k = 0; k < n; y += width[k++])
+    for (int k = 0; k < n; y += width[k++]) {
+        float f = mask && mask[k] ? s[k] * mask[k][place] : s[k];
         for (int i = 0; i < width[k]; i++)
-            y[i] *= s[k];
+            y[i] *= f;
+    }
 }
 
 int cpu_scale(struct device *dev, struct tensor *y, int n, const int *width, const float *s,
-              struct err *err)
+              const float *const *mask, struct err *err)
 {
     (void)err;
-    size_t c = (size_t)y->c, count = tensor_count(y);
+    size_t c = (size_t)y->c, count = tensor_count(y) / c, places = count / (size_t)y->n;
     float *py = y->data;
-    if (is_small(count)) {
-        for (size_t i = 0; i < count; i += c)
-            scale_row(py + i, n, width, s);
+    if (is_small(count * c)) {
+        for (size_t i = 0; i < count; i++)
+            scale_row(py + i * c, n, width, s, mask, i % places);
         return 0;
     }
 #pragma omp parallel for schedule(static) num_threads(dev->threads)
-    for (size_t i = 0; i < count; i += c)
-        scale_row(py + i, n, width, s);
+    for (size_t i = 0; i < count; i++)
+        scale_row(py + i * c, n, width, s, mask, i % places);
     return 0;
 }
 

@@ -1,0 +1,54 @@
+/* maps.h: where a picture attends to each adapter's words, and the masks that follow from it.
+ *
+ *     struct maps *m;
+ *     maps_open(&m, model, &picture, &conditions, &err);
+ *     branch.mask = maps_mask(m, adapter);             // all 1 until the first maps_turn
+ *     maps_add(m, &run, cross, &q, &k, &how, row, text, &err);   // at each cross attention of a pass
+ *     maps_turn(m, &attend);                           // after the pass: its maps become masks
+ *     maps_close(m);
+ *
+ * At a cross attention with queries q_p of the places p and keys k_j of the text's tokens j, of head h,
+ *
+ *     a_i(p) = mean over h of  sum over adapter i's tokens j of softmax_j(q_p k_j / sqrt d)
+ *     b_i    = a_i / mean over p of a_i                    so that quiet words count as loud ones
+ *
+ * over the cross attentions on the way up with at most MAPS_PLACES places (on the way down and in the middle places are
+ * hardly told apart), each counting by the square of how much its maps exclude each other: the mean over pairs of -r,
+ * their correlation, where that is below 0. (What is not about places has maps that are alike or have nothing to do with
+ * each other.) Their mean B_i is then averaged over the steps, M <- keep M + (1 - keep) B, and of adapter i acts at p
+ *
+ *     leak + (1 - leak) M_i(p)^sharp / sum over j of M_j(p)^sharp
+ *
+ * An adapter none of whose words is in the texts, and one that is meant for the whole picture, has no mask and no part
+ * in the others'. Sums of softmaxes over tokens come from op_attention with values that say whose each token is.
+ */
+#ifndef WEFT_MAPS_H
+#define WEFT_MAPS_H
+
+#include "compose.h"
+#include "conditions.h"
+#include "generate.h"
+
+#include "unet/mask.h"
+
+enum { MAPS_PLACES = 1024 };
+
+struct maps;
+/* cond is kept until maps_close. */
+int maps_open(struct maps **out, const struct model *m, const struct picture *p,
+              const struct conditions *cond, struct err *err);
+void maps_close(struct maps *m);
+/* Of the picture's i-th adapter; NULL: it acts everywhere. */
+struct mask *maps_mask(const struct maps *m, int i);
+/* Forgets all steps: masks are 1 again. */
+void maps_restart(struct maps *m);
+/* The row-th of a cross attention's rows, which sees that text of the conditions. Runs in r, also while that measures. */
+int maps_add(struct maps *m, struct run *r, int cross, const struct tensor *q,
+             const struct tensor *k, const struct attention *how, int row, int text,
+             struct err *err);
+/* Takes what came since the last one; nothing came: all stays. */
+void maps_turn(struct maps *m, const struct attend *how);
+/* The mask of adapter i as it stands, [*h, *w], borrowed; NULL: it acts everywhere. */
+const float *maps_values(const struct maps *m, int i, int *h, int *w);
+
+#endif
