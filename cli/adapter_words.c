@@ -75,6 +75,10 @@ static int words_of(const struct making *m, int i, char **out, struct err *err)
     struct texts groups = {0};
     size_t size;
     bool style = row && row->category && !strcasecmp(row->category, "style");
+    if (a->word) {
+        *out = strdup(a->word);
+        return *out ? 0 : err_nomem(err, strlen(a->word));
+    }
     int rc = row ? repo_texts(m->repo, row->key, REPO_TRIGGERS, &groups, err) : 0;
     char *text = NULL, *name = strdup(row ? row->name : m->file[i]->name);
     FILE *f = open_memstream(&text, &size);

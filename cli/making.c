@@ -1,3 +1,4 @@
+#include "adapter_places.h"
 #include "adapter_words.h"
 #include "auto.h"
 
@@ -233,6 +234,7 @@ int making_load(struct making *m, struct err *err)
     rc = rc < 0 ? rc : read_prompts(m, err);
     rc = rc < 0 ? rc : making_model(m, err);
     rc = rc < 0 ? rc : open_adapters(m, err);
+    rc = rc < 0 ? rc : adapter_places_read(m, err);
     bool weighs, words, gates;
     look_at_strategies(m, &weighs, &words, &gates);
     if (rc == 0 && weighs)
@@ -424,8 +426,10 @@ void making_forget(struct making *m)
         adapter_free(m->adapter[i]);
         adapter_file_close(m->file[i]);
         free(m->word ? m->word[i] : NULL);
+        free(m->where ? m->where[i] : NULL);
     }
     free(m->word);
+    free(m->where);
     free(m->adapter);
     free(m->file);
     free(m->use);
@@ -435,6 +439,7 @@ void making_forget(struct making *m)
     image_release(&m->init);
     request_release(&m->r);
     m->word = NULL;
+    m->where = NULL;
     m->adapter = NULL;
     m->file = NULL;
     m->use = NULL;

@@ -40,7 +40,8 @@ struct making {
     struct adapter_file **file; /* [r.n_adapter] */
     struct adapter **adapter;
     struct use *use;
-    char **word; /* [r.n_adapter], what use.words point to; NULL: no strategy wants them */
+    char **word;   /* [r.n_adapter], what use.words point to; NULL: no strategy wants them */
+    float **where; /* [r.n_adapter], what use.where point to; NULL: none was asked for */
     struct generator *g;
     struct gates *gates; /* opened where a strategy needs them; NULL: the model has none */
     struct prompt prompt, negative;

@@ -15,7 +15,10 @@ struct option *making_options(struct option *o, struct making *m)
          "an adapter: a name, alias, id or hash of the repository, or a\n"
          "file; at its preferred strength, or 1; may be repeated.\n"
          "Then ,key=value: unet= te= strengths apart, from= to= the steps\nit acts in, "
-         "blocks=1/0.5/… 17 or 26 strengths as A1111's block\nweights order them",
+         "blocks=1/0.5/… 17 or 26 strengths as A1111's block\nweights order them, "
+         "word= its words in the prompt (empty: for the whole\npicture), box=0/0/.5/1 or mask=PNG "
+         "where "
+         "it acts",
          0, 0, NULL},
         {"triggers", 0, OPTION_FLAG, &m->triggers, NULL,
          "put the trigger words of adapters in front of the prompt where\nthey are missing", 0, 0,

@@ -1,4 +1,5 @@
 /* weft render: a prompt becomes a picture. */
+#include "adapter_places.h"
 #include "auto.h"
 #include "explain.h"
 
@@ -7,10 +8,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 struct render {
     struct making m;
-    const char *out;
+    const char *out, *masks;
     int count;
     bool json, explain, leave_out;
     uint64_t seed; /* of the next picture */
@@ -39,6 +41,9 @@ static void make_options(struct option *o, void *target)
          0, 0, NULL},
         {"leave-out", 0, OPTION_FLAG, &d->leave_out, NULL,
          "with --explain: also make the picture without each adapter, and\ntell what that changes",
+         0, 0, NULL},
+        {"show-masks", 0, OPTION_TEXT, &d->masks, "DIR",
+         "draw where each adapter acted (--compose attend, box=, mask=) into\nDIR/FILE-ADAPTER.png",
          0, 0, NULL},
         {"json", 0, OPTION_FLAG, &d->json, NULL, "one JSON object a picture on stdout", 0, 0, NULL},
         {.name = NULL},
@@ -139,12 +144,14 @@ static void report(const struct render *d, const char *path, const struct cost *
     json_decref(root);
 }
 
-/* e: NULL, or the receipt of the picture, which is drawn beside it. */
-static int write_picture(struct render *d, const struct image *im, const struct cost *cost,
+/* The i-th that were made together. e: NULL, or the receipt of the picture, which is drawn beside it. */
+static int write_picture(struct render *d, int i, const struct image *im, const struct cost *cost,
                          double seconds, struct explain *e, struct err *err)
 {
     char *path = output_path(d, d->m.r.seed);
     int rc = path ? making_write(&d->m, path, im, err) : err_nomem(err, 64);
+    if (rc == 0 && d->masks)
+        rc = adapter_places_draw(&d->m, i, im, d->masks, path, err);
     if (rc == 0 && e && d->leave_out)
         rc = explain_leave_out(e, im, err);
     if (rc == 0 && e)
@@ -174,7 +181,7 @@ static int make_some(struct render *d, const struct picture *first, int n, struc
         cost[i] = *generator_cost(d->m.g, i);
     for (int i = 0; i < n && rc == 0; i++) {
         d->m.r.seed = p[i].seed;
-        rc = write_picture(d, &im[i], &cost[i], seconds, d->explain ? &e : NULL, err);
+        rc = write_picture(d, i, &im[i], &cost[i], seconds, d->explain ? &e : NULL, err);
     }
     for (int i = 0; i < n; i++)
         image_release(&im[i]);
@@ -201,6 +208,8 @@ static int check_outputs(const struct render *d, uint64_t seed, struct err *err)
         free(path);
     }
     free(settings);
+    if (rc == 0 && d->masks && mkdir(d->masks, 0777) != 0 && file_kind(d->masks) != 2)
+        rc = err_set(err, ERR_IO, "--show-masks %s: no folder can be made there", d->masks);
     return rc;
 }
 

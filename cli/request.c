@@ -24,6 +24,8 @@ static void adapter_release(struct request_adapter *a)
     free(a->path);
     free(a->name);
     free(a->id);
+    free(a->word);
+    free(a->mask);
     if (a->row)
         repo_adapter_release(a->row);
     free(a->row);
@@ -175,16 +177,54 @@ static int parse_double(const char *s, size_t n, double *out)
     return *end || end == buf || !isfinite(*out) ? -1 : 0;
 }
 
+static bool is_box(const double b[4])
+{
+    return b[0] >= 0 && b[1] >= 0 && b[2] <= 1 && b[3] <= 1 && b[0] < b[2] && b[1] < b[3];
+}
+
+/* LEFT/TOP/RIGHT/BOTTOM */
+static int parse_box(struct request_adapter *a, const char *text, size_t n, struct err *err)
+{
+    int k = 0;
+    for (const char *p = text, *end = text + n; p <= end && k >= 0; p++, k++) {
+        size_t len = strcspn(p, "/,");
+        len = p + len > end ? (size_t)(end - p) : len;
+        if (k == 4 || parse_double(p, len, &a->box[k]) < 0)
+            k = -2;
+        p += len;
+    }
+    if (k == 4 && is_box(a->box))
+        return 0;
+    return err_set(err, ERR_ARG,
+                   "-a %.80s: box=%.*s is not LEFT/TOP/RIGHT/BOTTOM in shares of the picture, as "
+                   "box=0/0/.5/1 for its left half",
+                   a->ref, (int)n, text);
+}
+
+/* word=, box= or mask=: 1, and 0 for another key. */
+static int set_place(struct request_adapter *a, const char *key, size_t nk, const char *value,
+                     size_t nv, struct err *err)
+{
+    bool word = nk == 4 && !memcmp(key, "word", 4), mask = nk == 4 && !memcmp(key, "mask", 4);
+    if (nk == 3 && !memcmp(key, "box", 3))
+        return parse_box(a, value, nv, err) < 0 ? err->code : 1;
+    if (!word && !mask)
+        return 0;
+    char **to = word ? &a->word : &a->mask;
+    free(*to);
+    *to = strndup(value, nv);
+    return *to ? 1 : err_nomem(err, nv);
+}
+
 static int set_key(struct request_adapter *a, const char *key, size_t nk, const char *value,
                    size_t nv, struct err *err)
 {
-    static const char *const later[] = {"word", "box", "mask"};
     double v = 0;
-    for (size_t i = 0; i < sizeof later / sizeof *later; i++)
-        if (nk == strlen(later[i]) && !memcmp(key, later[i], nk))
-            return err_set(err, ERR_ARG, "-a %.80s: %s= is not in this version", a->ref, later[i]);
+    int rc = set_place(a, key, nk, value, nv, err);
+    if (rc != 0)
+        return rc < 0 ? rc : 0;
     if (nk == 6 && !memcmp(key, "blocks", 6)) {
-        int rc = lbw_parse(&a->blocks, value, nv, err);
+        rc = lbw_parse(&a->blocks, value, nv, err);
         return rc < 0 ? err_prefix(err, "-a %.80s", a->ref) : 0;
     }
     bool number = parse_double(value, nv, &v) == 0;
@@ -200,7 +240,8 @@ static int set_key(struct request_adapter *a, const char *key, size_t nk, const 
     else
         return err_set(
             err, ERR_ARG,
-            "-a %.80s: '%.*s' is not unet=NUMBER, te=NUMBER, from=STEP, to=STEP or blocks=LIST",
+            "-a %.80s: '%.*s' is not unet=NUMBER, te=NUMBER, from=STEP, to=STEP, blocks=LIST, "
+            "word=WORDS, box=LEFT/TOP/RIGHT/BOTTOM or mask=PNG",
             a->ref, (int)(nk + nv + 1), key);
     return 0;
 }
@@ -433,6 +474,14 @@ static json_t *adapter_json(const struct request_adapter *a)
         json_array_append_new(blocks, json_real((double)a->blocks.w[i]));
     if (j && blocks)
         json_object_set_new(j, "blocks", blocks);
+    if (j && a->word)
+        json_object_set_new(j, "word", json_string(a->word));
+    if (j && is_box(a->box))
+        json_object_set_new(j, "box",
+                            json_pack("[f,f,f,f]", a->box[0], a->box[1], a->box[2], a->box[3]));
+    if (j && a->mask)
+        json_object_update_new(
+            j, json_pack("{s:s, s:s}", "mask", a->mask, "mask_sha256", a->mask_sha256));
     if (j && a->name && a->id &&
         json_object_update_new(j, json_pack("{s:s, s:s, s:s}", "name", a->name, "id", a->id,
                                             "file_sha256", a->file_sha256)) < 0) {
@@ -539,27 +588,39 @@ static bool read_blocks(struct lbw *b, const json_t *list)
     return true;
 }
 
+static bool read_box(double to[4], json_t *v)
+{
+    return json_unpack(v, "[F,F,F,F!]", &to[0], &to[1], &to[2], &to[3]) == 0 && is_box(to);
+}
+
 static int adapter_read(struct request *r, json_t *v, struct err *err)
 {
     const char *ref = NULL, *file = NULL, *sha = NULL, *name = NULL, *id = NULL, *whole = "";
+    const char *word = NULL, *mask = NULL, *mask_sha = "";
     struct request_adapter *a = add(r, err);
-    json_t *blocks = NULL;
+    json_t *blocks = NULL, *box = NULL;
     int in_prompt = 0;
     if (!a)
         return ERR_NOMEM;
-    if (json_unpack(v, "{s:s, s:s, s:s, s:F, s:F, s:i, s:i, s:b, s?s, s?s, s?s, s?o!}", "ref", &ref,
-                    "file", &file, "data_sha256", &sha, "unet", &a->unet, "te", &a->te, "from",
-                    &a->from, "to", &a->to, "in_prompt", &in_prompt, "name", &name, "id", &id,
-                    "file_sha256", &whole, "blocks", &blocks) ||
+    if (json_unpack(
+            v, "{s:s, s:s, s:s, s:F, s:F, s:i, s:i, s:b, s?s, s?s, s?s, s?o, s?s, s?o, s?s, s?s!}",
+            "ref", &ref, "file", &file, "data_sha256", &sha, "unet", &a->unet, "te", &a->te, "from",
+            &a->from, "to", &a->to, "in_prompt", &in_prompt, "name", &name, "id", &id,
+            "file_sha256", &whole, "blocks", &blocks, "word", &word, "box", &box, "mask", &mask,
+            "mask_sha256", &mask_sha) ||
         (blocks && !read_blocks(&a->blocks, blocks)) || !*sha || !is_hash(whole) || !is_hash(sha) ||
+        !is_hash(mask_sha) || !mask != !*mask_sha || (box && !read_box(a->box, box)) ||
         a->from < 0 || a->to < 0)
         return err_set(err, ERR_FORMAT, "its weft chunk has a damaged adapter");
     a->in_prompt = in_prompt;
     strcpy(a->sha256, sha);
     strcpy(a->file_sha256, whole);
+    strcpy(a->mask_sha256, mask_sha);
     int rc = request_set(&a->ref, ref, err);
     rc = rc < 0 ? rc : request_set(&a->name, name, err);
     rc = rc < 0 ? rc : request_set(&a->id, id, err);
+    rc = rc < 0 ? rc : request_set(&a->word, word, err);
+    rc = rc < 0 ? rc : request_set(&a->mask, mask, err);
     return rc < 0 ? rc : request_set(&a->path, file, err);
 }
 

@@ -22,7 +22,12 @@ struct request_adapter {
     double unet, te;
     int from, to;
     struct lbw blocks; /* n 0: none */
-    bool in_prompt;    /* the prompt itself names it */
+    char *word;        /* its words in the prompt; "": none; NULL: as the repository has them */
+    /* Where it acts: left, top, right, bottom in shares of the picture (all 0: everywhere), or a picture that is white
+     * there, with the hash of its file. */
+    double box[4];
+    char *mask, mask_sha256[HASH_HEX];
+    bool in_prompt; /* the prompt itself names it */
     /* Of one in the repository, else NULL and "": how it is called there. */
     char *name, *id;
     char file_sha256[HASH_HEX];

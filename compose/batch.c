@@ -97,8 +97,8 @@ static int row_branches(const struct batch *b, int row, struct branch *to)
             continue;
         to[n] =
             (struct branch){u->adapter, row, row + 1, strength, NULL, n, q->route, q->gated, NULL};
-        if (q->attend.sharp > 0)
-            to[n].mask = maps_mask(t->of->maps, act->adapter);
+        if (t->of->maps)
+            to[n].mask = maps_mask(t->of->maps, act->adapter, q->attend.sharp > 0);
         n++;
     }
     return n;

@@ -36,8 +36,9 @@ static int check_use(const struct picture *p, const struct use *u, struct err *e
     if (u->from > p->steps || (u->to && u->to < u->from))
         return err_set(err, ERR_ARG, "%s never acts: from %d to %d of %d steps", name, u->from,
                        u->to ? u->to : p->steps, p->steps);
-    if (p->fold && (u->from || u->to))
-        return err_set(err, ERR_ARG, "%s acts in some steps only: it cannot be folded", name);
+    if (p->fold && (u->from || u->to || u->where))
+        return err_set(err, ERR_ARG, "%s acts in some %s only: it cannot be folded", name,
+                       u->where ? "places" : "steps");
     return 0;
 }
 

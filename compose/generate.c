@@ -2,6 +2,7 @@
 #include "generate.h"
 
 #include "canvas.h"
+#include "maps.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -360,6 +361,12 @@ int generator_run(struct generator *g, struct image *im, generate_progress *prog
 int generator_look(struct generator *g, int i, struct err *err)
 {
     return canvas_look(&g->canvas[i], &g->keep, err);
+}
+
+const float *generator_mask(const struct generator *g, int i, int adapter, int *h, int *w)
+{
+    const struct maps *m = g->canvas[i].passes.maps;
+    return m ? maps_values(m, adapter, h, w) : NULL;
 }
 
 const float *generator_latent(const struct generator *g, int i, size_t *n)

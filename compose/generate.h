@@ -35,6 +35,10 @@ struct use {
     /* Its words in the prompt: groups of words with commas between, a line each, of which the first counts that is there
      * whole; kept as the adapter; NULL: none, or it is meant for the whole picture. For strategies that want them. */
     const char *words;
+    /* Where in the picture it may act, [where_h, where_w] of 0 to 1, kept as the adapter; NULL: everywhere. On texts it
+     * acts in full. */
+    const float *where;
+    int where_h, where_w;
     double high; /* share of high frequencies in what it draws (profile.h); NAN: not measured */
 };
 
@@ -96,6 +100,8 @@ const struct cost *generator_cost(const struct generator *g, int i);
  * in; release them. */
 int generator_run(struct generator *g, struct image *im, generate_progress *progress, void *user,
                   struct err *err);
+/* Where the adapter of picture i acted in the last step, [*h, *w], borrowed; NULL: everywhere. */
+const float *generator_mask(const struct generator *g, int i, int adapter, int *h, int *w);
 /* The latent of picture i as it came out, [h*w, channels], before decoding; borrowed. Within progress, after
  * generator_look: as it stands. */
 const float *generator_latent(const struct generator *g, int i, size_t *n);

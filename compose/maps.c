@@ -15,6 +15,7 @@ struct grid {
 
 struct maps {
     const struct model *m;
+    const struct picture *p;
     int n, n_text, tokens;
     struct mask **mask;  /* [n], NULL: everywhere */
     unsigned char *owns; /* [texts, n, tokens]: 1: the token is the adapter's */
@@ -32,6 +33,12 @@ static unsigned char *tokens_of(const struct maps *m, int text, int i)
 static bool is_there(const struct maps *m, int text, int i)
 {
     return memchr(tokens_of(m, text, i), 1, (size_t)m->tokens);
+}
+
+/* Whether an adapter's mask follows its words. */
+static bool divides(const struct maps *m, int i)
+{
+    return m->mask[i] && !m->p->use[i].where;
 }
 
 /* ---- words ----------------------------------------------------------------------------------- */
@@ -131,6 +138,7 @@ int maps_open(struct maps **out, const struct model *m, const struct picture *p,
     if (rc < 0)
         return rc;
     a->m = m;
+    a->p = p;
     a->n = p->n_use;
     a->n_text = cond->n_text;
     a->tokens = cond->n_chunk * cond->length;
@@ -140,8 +148,8 @@ int maps_open(struct maps **out, const struct model *m, const struct picture *p,
     if (!a->mask || !a->owns || !a->grid.weight)
         rc = err_nomem(err, (size_t)a->n * (size_t)a->tokens);
     for (int i = 0; i < a->n && rc == 0; i++) {
-        bool any = false;
-        for (int k = 0; k < a->n_text && rc == 0; k++)
+        bool any = p->use[i].where;
+        for (int k = 0; k < a->n_text && rc == 0 && !p->use[i].where; k++)
             rc = mark_words(a, cond, p, k, i, &any, err);
         if (rc == 0 && any)
             rc = mask_new(&a->mask[i], m->dev, err);
@@ -167,9 +175,9 @@ void maps_close(struct maps *m)
     free(m);
 }
 
-struct mask *maps_mask(const struct maps *m, int i)
+struct mask *maps_mask(const struct maps *m, int i, bool attends)
 {
-    return m->mask[i];
+    return attends || m->p->use[i].where ? m->mask[i] : NULL;
 }
 
 static void forget_step(struct grid *g, int n)
@@ -184,16 +192,24 @@ void maps_restart(struct maps *m)
     const float one = 1;
     m->grid.begun = false;
     forget_step(&m->grid, m->n);
-    for (int i = 0; i < m->n; i++)
-        if (m->mask[i])
+    for (int i = 0; i < m->n; i++) {
+        const struct use *u = &m->p->use[i];
+        if (u->where)
+            mask_set(m->mask[i], u->where, u->where_h, u->where_w);
+        else if (m->mask[i])
             mask_set(m->mask[i], &one, 1, 1);
+    }
 }
 
 const float *maps_values(const struct maps *m, int i, int *h, int *w)
 {
-    *h = m->grid.h;
-    *w = m->grid.w;
-    return m->mask[i] && m->grid.begun ? m->grid.mask + (size_t)i * (size_t)*h * (size_t)*w : NULL;
+    const struct use *u = &m->p->use[i];
+    *h = u->where ? u->where_h : m->grid.h;
+    *w = u->where ? u->where_w : m->grid.w;
+    if (u->where)
+        return u->where;
+    return divides(m, i) && m->grid.begun ? m->grid.mask + (size_t)i * (size_t)*h * (size_t)*w
+                                          : NULL;
 }
 
 /* ---- maps ------------------------------------------------------------------------------------ */
@@ -343,7 +359,7 @@ void maps_turn(struct maps *m, const struct attend *how)
         float sum = 0;
         for (int i = 0; i < m->n; i++) {
             float *at = g->mask + (size_t)i * all + p;
-            *at = m->mask[i] ? powf(fmaxf(g->past[(size_t)i * all + p], 1e-6f), how->sharp) : 0;
+            *at = divides(m, i) ? powf(fmaxf(g->past[(size_t)i * all + p], 1e-6f), how->sharp) : 0;
             sum += *at;
         }
         for (int i = 0; i < m->n; i++) {
@@ -352,6 +368,6 @@ void maps_turn(struct maps *m, const struct attend *how)
         }
     }
     for (int i = 0; i < m->n; i++)
-        if (m->mask[i])
+        if (divides(m, i))
             mask_set(m->mask[i], g->mask + (size_t)i * all, g->h, g->w);
 }

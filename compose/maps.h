@@ -20,7 +20,7 @@
  *     leak + (1 - leak) M_i(p)^sharp / sum over j of M_j(p)^sharp
  *
  * An adapter none of whose words is in the texts, and one that is meant for the whole picture, has no mask and no part
- * in the others'. Sums of softmaxes over tokens come from op_attention with values that say whose each token is.
+ * in the others'; nor has one that was given a place (use.where), whose mask stays that, in whatever pass it acts. Sums of softmaxes over tokens come from op_attention with values that say whose each token is.
  */
 #ifndef WEFT_MAPS_H
 #define WEFT_MAPS_H
@@ -34,13 +34,13 @@
 enum { MAPS_PLACES = 1024 };
 
 struct maps;
-/* cond is kept until maps_close. */
+/* p and cond are kept until maps_close. */
 int maps_open(struct maps **out, const struct model *m, const struct picture *p,
               const struct conditions *cond, struct err *err);
 void maps_close(struct maps *m);
-/* Of the picture's i-th adapter; NULL: it acts everywhere. */
-struct mask *maps_mask(const struct maps *m, int i);
-/* Forgets all steps: masks are 1 again. */
+/* Of the picture's i-th adapter in a pass that attends to words, or not; NULL: it acts everywhere. */
+struct mask *maps_mask(const struct maps *m, int i, bool attends);
+/* Forgets all steps: masks are 1 again, or what was given. */
 void maps_restart(struct maps *m);
 /* The row-th of a cross attention's rows, which sees that text of the conditions. Runs in r, also while that measures. */
 int maps_add(struct maps *m, struct run *r, int cross, const struct tensor *q,
@@ -48,7 +48,7 @@ int maps_add(struct maps *m, struct run *r, int cross, const struct tensor *q,
              struct err *err);
 /* Takes what came since the last one; nothing came: all stays. */
 void maps_turn(struct maps *m, const struct attend *how);
-/* The mask of adapter i as it stands, [*h, *w], borrowed; NULL: it acts everywhere. */
+/* The mask of adapter i as it stands, [*h, *w], borrowed; NULL: it acts everywhere, so far. */
 const float *maps_values(const struct maps *m, int i, int *h, int *w);
 
 #endif

@@ -117,13 +117,21 @@ static int note_sets(struct passes *p, const struct action *a, struct err *err)
     return 0;
 }
 
+static bool is_placed(const struct picture *p)
+{
+    bool any = false;
+    for (int i = 0; i < p->n_use; i++)
+        any |= p->use[i].where != NULL;
+    return any;
+}
+
 static int note(struct passes *p, const struct action *a, int eval, struct err *err)
 {
     int rows = 0, rc = 0;
     for (int i = 0; i < a->n_pass && rc == 0; i++) {
         for (int k = 0; k < p->cond->n_row; k++)
             rows += passes_run(p, &a->pass[i], k);
-        if (a->pass[i].attend.sharp > 0 && !p->maps)
+        if ((a->pass[i].attend.sharp > 0 || is_placed(p->p)) && !p->maps)
             rc = maps_open(&p->maps, p->m, p->p, p->cond, err);
     }
     p->total += rows;

@@ -38,7 +38,7 @@ struct passes {
     struct action *kind; /* actions that differ in what they run, not in by how much */
     int *which;          /* [evaluations] the kind of each */
     int n_kind, total;   /* total: rows over all evaluations */
-    struct maps *maps;   /* NULL: no action wants any */
+    struct maps *maps;   /* NULL: nothing wants any */
     struct text_set *set;
     int n_set, n_slot, rows; /* rows: of an action at most */
 

@@ -296,8 +296,9 @@ Test(masks, follow_what_is_attended_to)
     cr_assert_eq(prompt_read(&prompt, "a red (owl:1.3) beside a castle", &err), 0);
     cr_assert_eq(conditions_parse(&cond, f.m->tokenizer, NULL, 32, &prompt, NULL, 3, &err), 0);
     cr_assert_eq(maps_open(&l.maps, f.m, &p, &cond, &err), 0, "%s", err.msg);
-    cr_expect(maps_mask(l.maps, 0) && maps_mask(l.maps, 1));
-    cr_expect(!maps_mask(l.maps, 2), "its words are not there");
+    cr_expect(maps_mask(l.maps, 0, true) && maps_mask(l.maps, 1, true));
+    cr_expect(!maps_mask(l.maps, 2, true), "its words are not there");
+    cr_expect(!maps_mask(l.maps, 0, false), "the pass does not attend to words");
     for (int i = 0; i < 2; i++)
         b[i] = (struct branch){.adapter = f.a[i], .row1 = 2, .strength = 1};
     f.r.map_watch = &watch;
