@@ -1,4 +1,5 @@
 #include "adapter_words.h"
+#include "auto.h"
 
 #include "compose/relevance.h"
 
@@ -88,6 +89,9 @@ static int words_of(const struct making *m, int i, char **out, struct err *err)
                 say(f, &style, groups.item[k], with ? row->class_word : "");
     if (f && row && row->class_word)
         say(f, &style, row->class_word, "");
+    for (int k = 0; k < m->n_pick && f && row; k++)
+        if (!strcmp(m->pick[k].name, row->name))
+            say(f, &style, m->pick[k].phrase, "");
     for (char *p = name; p && *p; p++)
         *p = *p == '-' || *p == '_' ? ' ' : *p;
     if (f && name)

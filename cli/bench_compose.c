@@ -75,11 +75,13 @@ static int open_sd15(struct bench *b, struct err *err)
 }
 
 /* All factors share the same small values: what they are costs nothing. */
-static int bind(struct bench *b, struct use *use, const char *name, struct err *err)
+static int bind(struct bench *b, struct use *use, const char *name, const char *word,
+                struct err *err)
 {
     struct adapter *a = NULL;
     int rc = bench_bind(&a, b->dev, &b->m->sites, RANK, b->values, 1, name, err);
-    *use = (struct use){.adapter = a, .unet = .01f, .part = 1, .match = 1, .high = NAN};
+    *use =
+        (struct use){.adapter = a, .unet = .01f, .part = 1, .match = 1, .words = word, .high = NAN};
     return rc;
 }
 
@@ -110,6 +112,9 @@ static int open_gates(struct bench *b, struct err *err)
 
 static int open_all(struct bench *b, struct err *err)
 {
+    /* each adapter's own in the prompt below */
+    static const char *const word[MOST] = {"one",  "red",   "apple",  "on",
+                                           "blue", "plate", "beside", "cats"};
     char *demo = cli_asset("model");
     struct device_options how = {.threads = b->threads};
     int rc = device_open(&b->dev, "cpu", &how, err);
@@ -134,10 +139,10 @@ static int open_all(struct bench *b, struct err *err)
     for (int i = 0; i < MOST && rc == 0; i++) {
         char name[32];
         snprintf(name, sizeof name, "adapter %d", i + 1);
-        rc = bind(b, &b->use[i], name, err);
+        rc = bind(b, &b->use[i], name, word[i], err);
     }
     rc = rc < 0 ? rc : open_gates(b, err);
-    rc = rc < 0 ? rc : prompt_read(&b->prompt, "a red apple", err);
+    rc = rc < 0 ? rc : prompt_read(&b->prompt, "one red apple on a blue plate beside cats", err);
     rc = rc < 0 ? rc : prompt_read_negative(&b->negative, "", err);
     rc = rc < 0 ? rc : generator_open(&b->g, b->m, err);
     free(demo);
@@ -278,6 +283,7 @@ static int bench_strategies(struct bench *b, const struct cell *bare, struct err
     static const char *const compose[] = {"merge",
                                           "gated",
                                           "mora",
+                                          "attend",
                                           "merge:uncond=base",
                                           "merge:deepcache=3",
                                           "switch:tau=1",
