@@ -95,10 +95,12 @@ static int row_branches(const struct batch *b, int row, struct branch *to)
         float strength = (float)(u->unet * act->w[half]);
         if (strength == 0)
             continue;
-        to[n] =
-            (struct branch){u->adapter, row, row + 1, strength, NULL, n, q->route, q->gated, NULL};
-        if (t->of->maps)
+        to[n] = (struct branch){u->adapter, row,      row + 1,  strength, NULL,
+                                n,          q->route, q->gated, NULL,     NULL};
+        if (t->of->maps) {
             to[n].mask = maps_mask(t->of->maps, act->adapter, q->attend.sharp > 0);
+            to[n].words = q->gated ? maps_words(t->of->maps, act->adapter) : NULL;
+        }
         n++;
     }
     return n;
@@ -115,7 +117,7 @@ static bool same_branches(const struct branch *a, const struct branch *b, int n)
     for (int i = 0; i < n && same; i++)
         same = a[i].adapter == b[i].adapter && a[i].strength == b[i].strength &&
                same_route(&a[i].route, &b[i].route) && a[i].gated == b[i].gated &&
-               a[i].mask == b[i].mask;
+               a[i].mask == b[i].mask && a[i].words == b[i].words;
     return same;
 }
 

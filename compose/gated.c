@@ -4,8 +4,11 @@
 static void plan(const struct compose *c, const struct compose_now *now, const int *here, int n,
                  struct action *a)
 {
+    struct pass *p = action_pass(a, 1);
     (void)c, (void)now;
-    action_pass(a, 1)->gated = true;
+    p->gated = true;
+    if (n > 1)
+        p->attend = (struct attend){.sharp = 1, .keep = .5f};
     for (int i = 0; i < n; i++)
         action_act(a, here[i], 1);
 }
@@ -14,10 +17,13 @@ const struct compose_strategy strategy_gated = {
     .name = "gated",
     .about = "in one pass, a gate at each site says by channel and place how much of each comes in",
     .more =
-        "      Gates see what the layer makes, what the adapter adds to it and the time; they were "
-        "learnt once\n"
-        "      for the model, on other adapters (--gates FILE; none ship). AutoLoRA, Li et al. "
-        "2025.",
+        "      Gates see what the layer makes, what the adapter adds to it, the time, and whose "
+        "words "
+        "the place\n"
+        "      attends to; they were learnt once for the model, on other adapters (--gates FILE). "
+        "AutoLoRA,\n"
+        "      Li et al. 2025; the words are ours.",
     .gates = true,
+    .words = true,
     .plan = plan,
 };

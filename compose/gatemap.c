@@ -143,13 +143,17 @@ int gatemap_add(struct gatemap *g, struct run *r, const struct layer *l, const s
 {
     int c = h->c, places = h->h * h->w, wide = in->t ? in->t->c : 0, rc = 0;
     size_t n = (size_t)places * (size_t)c, nt = (size_t)places * (size_t)wide;
+    bool plain = gates_plain(g->p->gates, l->site); /* whatever h and u are */
     const struct joined *j = b->joint->at[l->site];
     float *host = room(g, 2 * n + nt + 2 * (size_t)c, err);
     if (!host)
         return err->code;
     float *given = host + n, *t = given + n, *u = t + nt, *value = u + c;
     struct tensor one = tensor_rows(h, row, 1);
-    rc = r->dev->be->download(r->dev, host, &one, err);
+    if (plain)
+        memset(host, 0, (2 * n + nt + (size_t)c) * sizeof *host);
+    else
+        rc = r->dev->be->download(r->dev, host, &one, err);
     if (rc == 0 && wide) {
         one = tensor_rows(in->t, row, 1);
         rc = r->dev->be->download(r->dev, t, &one, err);
@@ -163,10 +167,12 @@ int gatemap_add(struct gatemap *g, struct run *r, const struct layer *l, const s
             rc = r->dev->be->download(r->dev, given, &one, err);
         }
         for (int i = 0; i < places && rc == 0; i++) {
-            place_of(u, c, in->u[a] ? given + (size_t)i * (size_t)c : NULL,
-                     t + (size_t)i * (size_t)wide, j ? &j->up : NULL, first, in->width[a]);
+            if (!plain)
+                place_of(u, c, in->u[a] ? given + (size_t)i * (size_t)c : NULL,
+                         t + (size_t)i * (size_t)wide, j ? &j->up : NULL, first, in->width[a]);
             gates_values(g->p->gates, l->site, c, host + (size_t)i * (size_t)c, u,
-                         in->wave + (size_t)row * GATE_WAVES, value);
+                         in->wave + (size_t)row * GATE_WAVES, in->words[a] ? in->words[a][i] : 0,
+                         value);
             add_mean(g, cell(g, k, l->site, step), square_of(h, i), value, c);
         }
     }

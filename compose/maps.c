@@ -16,6 +16,7 @@ struct grid {
 struct maps {
     const struct model *m;
     const struct picture *p;
+    bool gates;
     int n, n_text, tokens;
     struct mask **mask;  /* [n], NULL: everywhere */
     unsigned char *owns; /* [texts, n, tokens]: 1: the token is the adapter's */
@@ -130,7 +131,7 @@ static int mark_words(struct maps *m, const struct conditions *cond, const struc
 }
 
 int maps_open(struct maps **out, const struct model *m, const struct picture *p,
-              const struct conditions *cond, struct err *err)
+              const struct conditions *cond, bool gates, struct err *err)
 {
     struct maps *a = calloc(1, sizeof *a);
     int rc = a ? 0 : err_nomem(err, sizeof *a);
@@ -139,6 +140,7 @@ int maps_open(struct maps **out, const struct model *m, const struct picture *p,
         return rc;
     a->m = m;
     a->p = p;
+    a->gates = gates;
     a->n = p->n_use;
     a->n_text = cond->n_text;
     a->tokens = cond->n_chunk * cond->length;
@@ -177,7 +179,12 @@ void maps_close(struct maps *m)
 
 struct mask *maps_mask(const struct maps *m, int i, bool attends)
 {
-    return attends || m->p->use[i].where ? m->mask[i] : NULL;
+    return m->p->use[i].where || (attends && !m->gates) ? m->mask[i] : NULL;
+}
+
+struct mask *maps_words(const struct maps *m, int i)
+{
+    return m->gates && divides(m, i) ? m->mask[i] : NULL;
 }
 
 static void forget_step(struct grid *g, int n)
@@ -189,7 +196,7 @@ static void forget_step(struct grid *g, int n)
 
 void maps_restart(struct maps *m)
 {
-    const float one = 1;
+    const float none = m->gates ? 0 : 1;
     m->grid.begun = false;
     forget_step(&m->grid, m->n);
     for (int i = 0; i < m->n; i++) {
@@ -197,7 +204,7 @@ void maps_restart(struct maps *m)
         if (u->where)
             mask_set(m->mask[i], u->where, u->where_h, u->where_w);
         else if (m->mask[i])
-            mask_set(m->mask[i], &one, 1, 1);
+            mask_set(m->mask[i], &none, 1, 1);
     }
 }
 
@@ -339,6 +346,51 @@ int maps_add(struct maps *m, struct run *r, int cross, const struct tensor *q,
 
 /* ---- masks ----------------------------------------------------------------------------------- */
 
+static float *mask_of(struct maps *m, int i, size_t place)
+{
+    const struct grid *g = &m->grid;
+    return g->mask + (size_t)i * (size_t)g->h * (size_t)g->w + place;
+}
+
+static float past_of(const struct maps *m, int i, size_t place)
+{
+    const struct grid *g = &m->grid;
+    return fmaxf(g->past[(size_t)i * (size_t)g->h * (size_t)g->w + place], 1e-6f);
+}
+
+/* How much of each adapter acts at a place. */
+static void divide(struct maps *m, size_t place, const struct attend *how)
+{
+    float sum = 0;
+    for (int i = 0; i < m->n; i++) {
+        float *at = mask_of(m, i, place);
+        *at = divides(m, i) ? powf(past_of(m, i, place), how->sharp) : 0;
+        sum += *at;
+    }
+    for (int i = 0; i < m->n; i++) {
+        float *at = mask_of(m, i, place);
+        *at = how->leak + (1 - how->leak) * *at / sum;
+    }
+}
+
+/* w of each at a place. */
+static void see(struct maps *m, size_t place)
+{
+    float sum = 0;
+    int n = 0;
+    for (int i = 0; i < m->n; i++)
+        if (divides(m, i)) {
+            sum += *mask_of(m, i, place) = logf(past_of(m, i, place));
+            n++;
+        }
+    for (int i = 0; i < m->n; i++) {
+        float *at = mask_of(m, i, place);
+        if (divides(m, i))
+            *at =
+                n > 1 ? fmaxf(fminf(*at - (sum - *at) / (float)(n - 1), MAPS_MOST), -MAPS_MOST) : 0;
+    }
+}
+
 void maps_turn(struct maps *m, const struct attend *how)
 {
     struct grid *g = &m->grid;
@@ -355,18 +407,11 @@ void maps_turn(struct maps *m, const struct attend *how)
         return;
     g->begun = true;
     forget_step(g, m->n);
-    for (size_t p = 0; p < all; p++) {
-        float sum = 0;
-        for (int i = 0; i < m->n; i++) {
-            float *at = g->mask + (size_t)i * all + p;
-            *at = divides(m, i) ? powf(fmaxf(g->past[(size_t)i * all + p], 1e-6f), how->sharp) : 0;
-            sum += *at;
-        }
-        for (int i = 0; i < m->n; i++) {
-            float *at = g->mask + (size_t)i * all + p;
-            *at = how->leak + (1 - how->leak) * *at / sum;
-        }
-    }
+    for (size_t p = 0; p < all; p++)
+        if (m->gates)
+            see(m, p);
+        else
+            divide(m, p, how);
     for (int i = 0; i < m->n; i++)
         if (divides(m, i))
             mask_set(m->mask[i], g->mask + (size_t)i * all, g->h, g->w);

@@ -19,6 +19,10 @@
  *
  *     leak + (1 - leak) M_i(p)^sharp / sum over j of M_j(p)^sharp
  *
+ * or, for a strategy with gates, what these see of it (w in unet/gates.h) is
+ *
+ *     w_i(p) = ln M_i(p) - mean of ln M_j(p) over the others, within MAPS_MOST either way
+ *
  * An adapter none of whose words is in the texts, and one that is meant for the whole picture, has no mask and no part
  * in the others'; nor has one that was given a place (use.where), whose mask stays that, in whatever pass it acts. Sums of softmaxes over tokens come from op_attention with values that say whose each token is.
  */
@@ -31,15 +35,17 @@
 
 #include "unet/mask.h"
 
-enum { MAPS_PLACES = 1024 };
+enum { MAPS_PLACES = 1024, MAPS_MOST = 4 };
 
 struct maps;
-/* p and cond are kept until maps_close. */
+/* p and cond are kept until maps_close. gates: the masks are w, not how much acts. */
 int maps_open(struct maps **out, const struct model *m, const struct picture *p,
-              const struct conditions *cond, struct err *err);
+              const struct conditions *cond, bool gates, struct err *err);
 void maps_close(struct maps *m);
-/* Of the picture's i-th adapter in a pass that attends to words, or not; NULL: it acts everywhere. */
+/* Where the picture's i-th adapter acts in a pass that attends to words, or not; NULL: everywhere. */
 struct mask *maps_mask(const struct maps *m, int i, bool attends);
+/* Its w; NULL: 0. */
+struct mask *maps_words(const struct maps *m, int i);
 /* Forgets all steps: masks are 1 again, or what was given. */
 void maps_restart(struct maps *m);
 /* The row-th of a cross attention's rows, which sees that text of the conditions. Runs in r, also while that measures. */

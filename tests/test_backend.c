@@ -469,15 +469,16 @@ static void run_affine(struct run *r, const void *arg, struct tensor *y)
 
 static void run_scale(struct run *r, const void *arg, struct tensor *y)
 {
-    static const int width[] = {1, 4, 8};
-    static const float by[] = {-0.7f, 0.01f, 3};
     const struct shape *s = arg;
     size_t places = (size_t)s->h * (size_t)s->w;
     float *m = malloc(2 * places * sizeof *m);
-    const float *const masks[] = {m, NULL, m + places};
+    struct share part[] = {{1, -.7f, NULL, false, 0, 0},
+                           {4, .01f, s->what ? m : NULL, false, 0, 0},
+                           {6, 3, s->what ? m + places : NULL, true, .4f, -2},
+                           {2, 1, m, false, 0, 0}};
     test_fill(m, 2 * places, 38);
     *y = filled(r, s->n, s->h, s->w, 13, 37);
-    op_scale(r, y, 3, width, by, s->what ? masks : NULL);
+    op_scale(r, y, 4, part);
     free(m);
 }
 
@@ -494,13 +495,16 @@ static void run_gate(struct run *r, const void *arg, struct tensor *y)
 {
     static const int width[] = {4, 0, 3};
     const struct shape *s = arg;
-    size_t c = (size_t)s->c;
+    size_t c = (size_t)s->c, places = (size_t)s->h * (size_t)s->w;
     float *gate = malloc(GATE_ROWS * c * sizeof *gate), *up = malloc(7 * c * sizeof *up),
           wave[3 * GATE_WAVES];
     struct tensor t = filled(r, s->n, s->h, s->w, 7, 71), u = filled(r, s->n, s->h, s->w, s->c, 72),
                   h = filled(r, s->n, s->h, s->w, s->c, 73);
     const struct tensor *given[] = {NULL, &u, NULL};
-    struct gating in = {3, &t, up, width, given, gate, wave};
+    float *w = malloc(places * sizeof *w);
+    const float *words[] = {w, NULL, s->what ? w : NULL};
+    struct gating in = {3, &t, up, width, given, words, gate, wave};
+    test_fill(w, places, 78);
     test_fill(gate, GATE_ROWS * c, 74);
     test_fill(up, 7 * c, 75);
     test_fill(wave, 3 * GATE_WAVES, 76);
@@ -510,6 +514,7 @@ static void run_gate(struct run *r, const void *arg, struct tensor *y)
     op_gate(r, y, &h, &in);
     free(gate);
     free(up);
+    free(w);
 }
 
 static void run_concat(struct run *r, const void *arg, struct tensor *y)
@@ -544,7 +549,7 @@ Test(backend, elementwise)
     for (size_t i = 0; i < 3; i++)
         check("affine", run_affine, &l[i], BOUND);
     for (size_t i = 0; i < 3; i++)
-        check("scale", run_scale, &l[i], 1e-7);
+        check("scale", run_scale, &l[i], BOUND);
     for (size_t i = 0; i < 3; i++)
         check("route", run_route, &l[i], BOUND);
     for (size_t i = 0; i < 3; i++)

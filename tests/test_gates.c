@@ -110,9 +110,16 @@ static void check(struct fixture *f, int n, const char *name)
     gate_waves(981, wave[0]);
     gate_waves(21, wave[1]);
     for (int i = 0; i < n; i++)
-        b[i] = (struct branch){f->a[i], 0, 2, 1, j, i, {0, 0, 0}, true, NULL};
+        b[i] = (struct branch){f->a[i], 0, 2, 1, j, i, {0, 0, 0}, true, NULL, NULL};
+    for (int i = 0; i < n && n > 1; i++)
+        cr_assert_eq(mask_new(&b[i].words, f->dev, &err), 0);
     f->r.gates = f->gates;
     f->r.wave = wave[0];
+    free(output(f, b, n, &count)); /* so that sizes are known */
+    float *w = test_floats(f->want, "w", &n_want);
+    for (int i = 0; i < n && n > 1; i++)
+        mask_set(b[i].words, w + 16 * i, 4, 4);
+    free(w);
     float *want = test_floats(f->want, name, &n_want), *got = output(f, b, n, &count);
     cr_assert_eq(count, n_want);
     double e = test_error(got, want, count);
@@ -123,6 +130,8 @@ static void check(struct fixture *f, int n, const char *name)
     cr_expect_gt(test_error(got, want, count), 1e-3, "%s: the gates do nothing", name);
     free(want);
     free(got);
+    for (int i = 0; i < n; i++)
+        mask_free(b[i].words);
     run_reset(&f->r);
     run_bare(&f->r);
     joint_free(j);
@@ -144,8 +153,11 @@ Test(gates, values_are_what_is_computed)
 {
     struct fixture f = {0};
     fixture_open(&f, ISA_BEST);
-    int s = 0;
-    while (!f.gates->at[s])
+    int s = 0, plain = 0;
+    for (int i = 0; i < f.gates->n_site; i++)
+        plain += gates_plain(f.gates, i);
+    cr_expect_gt(plain, 2, "both kinds are here");
+    while (!f.gates->at[s] || gates_plain(f.gates, s))
         s++;
     int c = f.m->sites.at[s].layer->out, places = 12;
     size_t n = (size_t)(places * c);
@@ -154,9 +166,11 @@ Test(gates, values_are_what_is_computed)
     struct err err;
     test_fill(h, n, 1);
     test_fill(u, n, 2);
+    float w[12];
     gate_waves(321, wave);
+    test_fill(w, 12, 3);
     for (int i = 0; i < places; i++) {
-        gates_values(f.gates, s, c, h + i * c, u + i * c, wave, want + i * c);
+        gates_values(f.gates, s, c, h + i * c, u + i * c, wave, w[i], want + i * c);
         for (int k = i * c; k < (i + 1) * c; k++) {
             cr_assert(want[k] >= 0 && want[k] <= 1);
             want[k] = h[k] + f.gates->host[s][GATE_GAIN * c + k % c] * want[k] * u[k];
@@ -167,8 +181,9 @@ Test(gates, values_are_what_is_computed)
             run_measure(&f.r);
         struct tensor y = run_tensor(&f.r, 1, 3, 4, c), t = run_tensor(&f.r, 1, 3, 4, c);
         const struct tensor *given = &t;
+        const float *words = w;
         const int width = 0;
-        struct gating in = {1, NULL, NULL, &width, &given, f.gates->at[s], wave};
+        struct gating in = {1, NULL, NULL, &width, &given, &words, f.gates->at[s], wave};
         op_upload(&f.r, &y, h);
         op_upload(&f.r, &t, u);
         op_gate(&f.r, &y, &y, &in);
@@ -295,7 +310,7 @@ Test(masks, follow_what_is_attended_to)
     struct branch b[2];
     cr_assert_eq(prompt_read(&prompt, "a red (owl:1.3) beside a castle", &err), 0);
     cr_assert_eq(conditions_parse(&cond, f.m->tokenizer, NULL, 32, &prompt, NULL, 3, &err), 0);
-    cr_assert_eq(maps_open(&l.maps, f.m, &p, &cond, &err), 0, "%s", err.msg);
+    cr_assert_eq(maps_open(&l.maps, f.m, &p, &cond, false, &err), 0, "%s", err.msg);
     cr_expect(maps_mask(l.maps, 0, true) && maps_mask(l.maps, 1, true));
     cr_expect(!maps_mask(l.maps, 2, true), "its words are not there");
     cr_expect(!maps_mask(l.maps, 0, false), "the pass does not attend to words");

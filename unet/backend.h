@@ -70,8 +70,27 @@ struct attention {
     bool causal; /* CLIP's text tower */
 };
 
+/* How much counts of a part of a tensor's channels, width wide: s, at each place times `at` [h*w] (device memory; NULL: 1),
+ * or with `gate` times sigmoid(bias + words at). */
+struct share {
+    int width;
+    float s;
+    const float *at;
+    bool gate;
+    float bias, words;
+};
+
 /* Gates at a site (gates.h): rows of its vectors, and waves of the time. */
-enum { GATE_BIAS, GATE_BASE, GATE_OWN, GATE_CROSS, GATE_GAIN, GATE_TIME, GATE_WAVES = 16 };
+enum {
+    GATE_BIAS,
+    GATE_BASE,
+    GATE_OWN,
+    GATE_CROSS,
+    GATE_GAIN,
+    GATE_WORDS,
+    GATE_TIME,
+    GATE_WAVES = 16
+};
 enum { GATE_ROWS = GATE_TIME + GATE_WAVES, GATE_MOST = 32 };
 
 /* What n adapters add at a site, and the gates it goes through. */
@@ -81,6 +100,7 @@ struct gating {
     const float *up;        /* [sum of width, c] that t goes up through; device memory */
     const int *width;       /* [n] ranks; 0: no product, u has what it adds, if anything */
     const struct tensor *const *u; /* [n]; NULL where width is not 0 */
+    const float *const *words;     /* [n], each [h*w] of w (gates.h) in device memory; NULL: 0 */
     const float *gate;             /* [GATE_ROWS, c]; device memory */
     const float *wave;             /* [rows of y, GATE_WAVES] of each row's time; host memory */
 };
@@ -147,10 +167,9 @@ struct backend {
     /* y += s * (gain o h + shift), gain and shift [c] in device memory; y may be h. */
     int (*gain)(struct device *dev, struct tensor *y, const struct tensor *h, double s,
                 const float *gain, const float *shift, struct err *err);
-    /* y *= s[k] in the k-th of n parts of its channels, which are width[k] wide and stand side by side; and by mask[k]
-     * [h*w], a number a place in device memory. mask, or one of them, NULL: none. */
-    int (*scale)(struct device *dev, struct tensor *y, int n, const int *width, const float *s,
-                 const float *const *mask, struct err *err);
+    /* y *= the share in each of n parts of its channels, which stand side by side. */
+    int (*scale)(struct device *dev, struct tensor *y, int n, const struct share *part,
+                 struct err *err);
     /* t *= w at each place, as route.h says; its channels are the pieces. */
     int (*route)(struct device *dev, struct tensor *t, const struct route *how, struct err *err);
     /* y += h + what comes through the gates; where y is h, y += that alone. */

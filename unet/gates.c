@@ -16,6 +16,17 @@ void gate_waves(double t, float out[GATE_WAVES])
     }
 }
 
+static bool is_plain(const float *rows, int c)
+{
+    bool plain = true;
+    for (int i = 0; i < GATE_ROWS * c && plain; i++) {
+        int row = i / c;
+        bool looks = row == GATE_BASE || row == GATE_OWN || row == GATE_CROSS;
+        plain = looks ? rows[i] == 0 : rows[i] == rows[row * c];
+    }
+    return plain;
+}
+
 static int read_one(struct gates *g, const struct sites *sites, const char *name,
                     const struct array *a, struct err *err)
 {
@@ -31,10 +42,27 @@ static int read_one(struct gates *g, const struct sites *sites, const char *name
                                            : err_nomem(err, n * sizeof *own);
     for (size_t i = 0; i < n && rc == 0; i++)
         g->host[s][i] = own[wide == 1 ? i / out : i];
-    if (rc == 0)
+    if (rc == 0) {
         g->dev->be->store(g->dev, g->at[s], g->host[s], n);
+        g->plain[s] = is_plain(g->host[s], (int)out);
+    }
     free(own);
     return rc;
+}
+
+bool gates_plain(const struct gates *g, int site)
+{
+    return site >= 0 && g->plain && g->plain[site];
+}
+
+float gates_line(const struct gates *g, int site, int c, const float *wave, float z[2])
+{
+    const float *p = g->host[site];
+    z[0] = p[GATE_BIAS * c];
+    for (int k = 0; k < GATE_WAVES && wave; k++)
+        z[0] += wave[k] * p[(GATE_TIME + k) * c];
+    z[1] = p[GATE_WORDS * c];
+    return p[GATE_GAIN * c];
 }
 
 struct normal {
@@ -52,15 +80,16 @@ static struct normal normal_of(const float *x, int c)
 }
 
 void gates_values(const struct gates *g, int site, int c, const float *h, const float *u,
-                  const float *wave, float *out)
+                  const float *wave, float w, float *out)
 {
     const float *p = g->host[site];
     struct normal base = normal_of(h, c), own = normal_of(u, c);
     for (int i = 0; i < c; i++) {
         double nh = ((double)h[i] - base.mean) * base.rstd,
                nu = ((double)u[i] - own.mean) * own.rstd;
-        double z = (double)p[GATE_BIAS * c + i] + (double)p[GATE_BASE * c + i] * nh +
-                   (double)p[GATE_OWN * c + i] * nu + (double)p[GATE_CROSS * c + i] * nh * nu;
+        double z = (double)p[GATE_BIAS * c + i] + (double)p[GATE_WORDS * c + i] * (double)w +
+                   (double)p[GATE_BASE * c + i] * nh + (double)p[GATE_OWN * c + i] * nu +
+                   (double)p[GATE_CROSS * c + i] * nh * nu;
         for (int k = 0; k < GATE_WAVES; k++)
             z += (double)wave[k] * (double)p[(GATE_TIME + k) * c + i];
         out[i] = (float)(1 / (1 + exp(-z)));
@@ -79,8 +108,9 @@ int gates_open(struct gates **out, struct device *dev, const struct sites *sites
     g->n_site = sites->n;
     g->at = calloc((size_t)sites->n + 1, sizeof *g->at);
     g->host = calloc((size_t)sites->n + 1, sizeof *g->host);
-    int rc =
-        g->at && g->host ? safetensors_open(&st, file, err) : err_nomem(err, (size_t)sites->n * 8);
+    g->plain = calloc((size_t)sites->n + 1, sizeof *g->plain);
+    int rc = g->at && g->host && g->plain ? safetensors_open(&st, file, err)
+                                          : err_nomem(err, (size_t)sites->n * 8);
     for (size_t i = 0; rc == 0 && i < safetensors_count(st); i++)
         rc = read_one(g, sites, safetensors_name(st, i), safetensors_at(st, i), err);
     if (st && rc < 0 && rc != ERR_NOMEM)
@@ -104,5 +134,6 @@ void gates_close(struct gates *g)
     }
     free(g->at);
     free(g->host);
+    free(g->plain);
     free(g);
 }

@@ -285,16 +285,15 @@ void op_affine(struct run *r, struct tensor *y, const struct tensor *x, double a
         r->dev->be->affine(r->dev, y, x, a, b, &r->err);
 }
 
-void op_scale(struct run *r, struct tensor *y, int n, const int *width, const float *s,
-              const float *const *mask)
+void op_scale(struct run *r, struct tensor *y, int n, const struct share *part)
 {
     int c = 0;
     for (int i = 0; i < n; i++)
-        c += width[i];
+        c += part[i].width;
     assert(c == y->c);
     (void)c;
     if (live(r))
-        r->dev->be->scale(r->dev, y, n, width, s, mask, &r->err);
+        r->dev->be->scale(r->dev, y, n, part, &r->err);
 }
 
 void op_route(struct run *r, struct tensor *t, const struct route *how)

@@ -42,8 +42,9 @@ struct branch {
     int part;           /* which of them this is */
     struct route route; /* of the joint's pieces */
     bool gated;         /* goes through the run's gates */
-    struct mask
-        *mask; /* where in the picture it acts; NULL: everywhere. Norms it changes everywhere */
+    /* Where in the picture it acts; NULL: everywhere. Norms it changes everywhere. */
+    struct mask *mask;
+    struct mask *words; /* w of the gates (gates.h); NULL: 0 */
 };
 
 /* Told of every layer with a branch what it gives without any on that branch's rows, base, and what this branch alone
@@ -55,7 +56,7 @@ struct watch {
 };
 
 /* Told of every layer with gates what goes through them: h and what the branches b[0], b[1], ... of a joint add, before
- * it is added. */
+ * it is added; of plain gates only who acts (width not 0), w and the time. */
 struct gate_watch {
     void (*saw)(void *user, struct run *r, const struct layer *l, const struct branch *b,
                 const struct tensor *h, const struct gating *in);
@@ -139,9 +140,8 @@ void op_lincomb(struct run *r, struct tensor *y, int n, const double *coef,
                 const struct tensor *const *x, double clamp);
 /* y = a * x + b */
 void op_affine(struct run *r, struct tensor *y, const struct tensor *x, double a, double b);
-/* y *= s[k] in the k-th of n parts of its channels, of these widths, and by mask[k] [h*w] (mask, or one: NULL: none) */
-void op_scale(struct run *r, struct tensor *y, int n, const int *width, const float *s,
-              const float *const *mask);
+/* y *= the share in each of n parts of its channels */
+void op_scale(struct run *r, struct tensor *y, int n, const struct share *part);
 /* t *= w at each place, its channels being pieces (route.h) */
 void op_route(struct run *r, struct tensor *t, const struct route *how);
 /* y += h + what comes through the gates; y += that alone where both lie at the same place */

@@ -12,10 +12,16 @@ static inline bool live(const struct run *r)
     return !r->err.code && !r->measuring;
 }
 
-/* Whether what a branch adds at a site goes through gates there. (Without a joint there was no memory for it.) */
+/* Whether gates at a site are no more than a share of what a branch adds. */
+static inline bool is_shared(const struct run *r, const struct branch *b, int site)
+{
+    return b->gated && r->gates && gates_plain(r->gates, site);
+}
+
+/* Whether what a branch adds at a site goes through gates there, other than as a share. (Without a joint there was no memory for it.) */
 static inline bool is_gated(const struct run *r, const struct branch *b, int site)
 {
-    return b->gated && b->joint && r->gates && r->gates->at[site];
+    return b->gated && b->joint && r->gates && r->gates->at[site] && !is_shared(r, b, site);
 }
 
 /* What the branches in force do at a site, but for those that go through gates: the next bound delta after *b of

@@ -3,6 +3,7 @@
 #include "ops_branches.h"
 
 #include <assert.h>
+#include <math.h>
 
 static void one_layer(struct run *r, struct tensor *y, const struct layer *l,
                       const struct tensor *x, bool accumulate)
@@ -15,54 +16,94 @@ static void one_layer(struct run *r, struct tensor *y, const struct layer *l,
         r->dev->be->layer_prepare(r->dev, y, l, x, accumulate, &r->err);
 }
 
-/* A branch's mask for results of t's size, or NULL. */
-static const float *mask_for(struct run *r, const struct branch *b, const struct layer *l,
-                             const struct tensor *t)
+/* Where a layer's rows are places: the mask at its result's size. */
+static const float *places_of(struct run *r, struct mask *m, const struct layer *l,
+                              const struct tensor *t)
 {
-    return b->mask && !l->placeless ? mask_at(b->mask, t->h, t->w, r->measuring, &r->err) : NULL;
+    return m && !l->placeless ? mask_at(m, t->h, t->w, r->measuring, &r->err) : NULL;
 }
 
-/* t *= the mask. */
-static void op_mask(struct run *r, struct tensor *t, const float *mask)
+/* Whether all that a branch adds at a layer comes in whole, whatever its strength. b NULL: it does. */
+static bool is_whole(const struct run *r, const struct branch *b, const struct layer *l)
 {
-    static const float one = 1;
-    if (mask)
-        op_scale(r, t, 1, &t->c, &one, &mask);
+    return !b || (!(b->mask && !l->placeless) && !is_shared(r, b, l->site));
 }
 
-/* The strengths of a joint's parts and where they act; false: all are 1, everywhere. */
-static bool parts_of(struct run *r, const struct joined *j, const struct branch *b,
-                     const struct layer *l, const struct tensor *t, float *s, const float **mask)
+/* How much of it comes in at one of its rows, by its mask and by gates that are a number a place. */
+static struct share share_of(struct run *r, const struct branch *b, const struct layer *l,
+                             const struct tensor *t, int row)
 {
-    bool any = false;
-    for (int k = 0; k < j->n; k++) {
-        s[k] = b[j->part[k]].strength;
-        mask[k] = mask_for(r, &b[j->part[k]], l, t);
-        any |= s[k] != 1 || mask[k];
+    struct share p = {.width = t->c, .s = 1, .at = places_of(r, b->mask, l, t)};
+    if (!is_shared(r, b, l->site))
+        return p;
+    const float *wave = r->wave ? r->wave + (size_t)(b->row0 + row) * GATE_WAVES : NULL;
+    float z[2];
+    p.s = gates_line(r->gates, l->site, l->out, wave, z);
+    p.gate = !p.at;
+    p.bias = z[0];
+    p.words = z[1];
+    if (p.at) /* it has its place, and no words */
+        p.s /= 1 + expf(-z[0]);
+    else
+        p.at = places_of(r, b->words, l, t);
+    return p;
+}
+
+/* The rows that are scaled alike: all, or one by one, since gates follow each row's time. */
+static int step_of(const struct run *r, const struct branch *b, const struct layer *l,
+                   const struct tensor *t)
+{
+    return is_shared(r, b, l->site) ? 1 : t->n;
+}
+
+/* t *= how much of what the branch adds comes in. */
+static void op_share(struct run *r, struct tensor *t, const struct branch *b, const struct layer *l)
+{
+    for (int row = 0, n; row < t->n && !is_whole(r, b, l); row += n) {
+        n = step_of(r, b, l, t);
+        struct tensor rows = tensor_rows(t, row, n);
+        const struct share p = share_of(r, b, l, t, row);
+        op_scale(r, &rows, 1, &p);
     }
-    return any;
 }
 
-/* y += up(s o down(x)), each rank scaled by its adapter's strength and mask; b[0] is the first of the joint's branches. */
+/* t, the ranks of a joint's parts, by their strengths and how much of them comes in. */
+static void op_shares(struct run *r, struct tensor *t, const struct joined *j,
+                      const struct branch *b, const struct layer *l)
+{
+    struct share p[2 * JOINT_MAX];
+    bool all = true;
+    for (int k = 0; k < j->n; k++)
+        all = all && b[j->part[k]].strength == 1 && is_whole(r, &b[j->part[k]], l);
+    for (int row = 0, n; row < t->n && !all; row += n) {
+        n = step_of(r, b, l, t);
+        struct tensor rows = tensor_rows(t, row, n);
+        for (int k = 0; k < j->n; k++) {
+            p[k] = share_of(r, &b[j->part[k]], l, t, row);
+            p[k].width = j->width[k];
+            p[k].s *= b[j->part[k]].strength;
+        }
+        op_scale(r, &rows, j->n, p);
+    }
+}
+
+/* y += up(s o down(x)), each rank by its adapter's strength and share; b[0] is the first of the joint's branches. */
 static void chain_joined(struct run *r, struct tensor *y, const struct layer *l,
                          const struct joined *j, const struct branch *b, const struct tensor *x)
 {
     unsigned mark = run_mark(r);
     struct tensor t = run_layer_tensor(r, &j->down, x);
-    float s[2 * JOINT_MAX];
-    const float *mask[2 * JOINT_MAX];
     one_layer(r, &t, &j->down, x, false);
-    if (parts_of(r, j, b, l, &t, s, mask))
-        op_scale(r, &t, j->n, j->width, s, mask);
+    op_shares(r, &t, j, b, l);
     if (b->route.keep > 0)
         op_route(r, &t, &b->route);
     one_layer(r, y, &j->up, &t, true);
     run_pop(r, mark);
 }
 
-/* y += s * up(down(x)), or s * down(x) where there is no up; by the mask. */
+/* y += s * up(down(x)), or s * down(x) where there is no up; of which as much comes in as of the branch (NULL: all). */
 static void chain(struct run *r, struct tensor *y, const struct layer *down, const struct layer *up,
-                  const struct tensor *x, double s, const float *mask)
+                  const struct tensor *x, double s, const struct branch *of, const struct layer *l)
 {
     unsigned mark = run_mark(r);
     struct tensor t = run_layer_tensor(r, down, x);
@@ -70,7 +111,7 @@ static void chain(struct run *r, struct tensor *y, const struct layer *down, con
     double coef[2] = {s, 1};
 
     one_layer(r, &t, down, x, false);
-    op_mask(r, &t, mask);
+    op_share(r, &t, of, l);
     if (up->out) {
         op_lincomb(r, &t, 1, coef, src, 0);
         one_layer(r, y, up, &t, true);
@@ -80,22 +121,23 @@ static void chain(struct run *r, struct tensor *y, const struct layer *down, con
     run_pop(r, mark);
 }
 
-/* y += strength * (gain o h + shift), by the mask. */
+/* y += strength * (gain o h + shift), of which as much comes in as of the branch (NULL: all). */
 static void add_gain(struct run *r, struct tensor *y, const struct tensor *h, const struct bound *b,
-                     float strength, const float *mask)
+                     float strength, const struct branch *of, const struct layer *l)
 {
     unsigned mark = run_mark(r);
     struct tensor u = *y;
     if (!b->side.gain)
         return;
-    if (mask) {
+    bool whole = is_whole(r, of, l);
+    if (!whole) {
         u = run_like(r, y);
         op_affine(r, &u, h, 0, 0);
     }
     if (live(r))
         r->dev->be->gain(r->dev, &u, h, strength * b->factor, b->side.gain, b->side.shift, &r->err);
-    op_mask(r, &u, mask);
-    if (mask)
+    op_share(r, &u, of, l);
+    if (!whole)
         op_add(r, y, &u);
     run_pop(r, mark);
 }
@@ -109,7 +151,7 @@ static void add_gains(struct run *r, struct tensor *y, const struct tensor *h,
         const struct branch *br = &r->branch[i];
         struct tensor ys = tensor_rows(y, br->row0, br->row1 - br->row0);
         struct tensor hs = tensor_rows(h, br->row0, br->row1 - br->row0);
-        add_gain(r, &ys, &hs, b, br->strength, mask_for(r, br, l, y));
+        add_gain(r, &ys, &hs, b, br->strength, br, l);
     }
 }
 
@@ -146,13 +188,14 @@ static void base_layer(struct run *r, struct tensor *y, const struct layer *l,
 
 /* y += what a bound delta adds but for its gains. */
 static void add_chains(struct run *r, struct tensor *y, const struct bound *b, float strength,
-                       const struct tensor *x, bool joined, const float *mask)
+                       const struct tensor *x, bool joined, const struct branch *of,
+                       const struct layer *l)
 {
     double s = (double)strength * b->factor * b->side.scale;
     if (b->side.down.out && !(joined && b->side.up.out))
-        chain(r, y, &b->side.down, &b->side.up, x, s, mask);
+        chain(r, y, &b->side.down, &b->side.up, x, s, of, l);
     if (b->side.up2.out && !joined)
-        chain(r, y, &b->side.down2, &b->side.up2, x, s, mask);
+        chain(r, y, &b->side.down2, &b->side.up2, x, s, of, l);
 }
 
 /* All that one adapter adds at a site. */
@@ -162,10 +205,10 @@ static struct tensor whole_part(struct run *r, const struct branch *b, const str
     struct tensor u = run_like(r, h);
     op_affine(r, &u, h, 0, 0);
     for (const struct bound *d = b->adapter->at[l->site]; d; d = d->next) {
-        add_gain(r, &u, h, d, b->strength, NULL);
-        add_chains(r, &u, d, b->strength, x, false, NULL);
+        add_gain(r, &u, h, d, b->strength, NULL, l);
+        add_chains(r, &u, d, b->strength, x, false, NULL, l);
     }
-    op_mask(r, &u, mask_for(r, b, l, h));
+    op_share(r, &u, b, l);
     return u;
 }
 
@@ -176,19 +219,20 @@ static void gate_layer(struct run *r, struct tensor *y, const struct layer *l,
     const struct joined *j = b->joint->at[l->site];
     struct tensor t, u[GATE_MOST];
     const struct tensor *at[GATE_MOST];
+    const float *words[GATE_MOST];
     int width[GATE_MOST];
     unsigned mark = run_mark(r);
     struct gating in = {.n = b->joint->n,
                         .up = j ? j->turned : NULL,
                         .width = width,
                         .u = at,
+                        .words = words,
                         .gate = r->gates->at[l->site],
                         .wave = r->wave ? r->wave + (size_t)b->row0 * GATE_WAVES : NULL};
-    float s[2 * JOINT_MAX];
-    const float *mask[2 * JOINT_MAX];
     for (int i = 0; i < in.n; i++) {
         width[i] = 0;
         at[i] = NULL;
+        words[i] = places_of(r, b[i].words, l, h);
         for (int k = 0; j && k < j->n; k++)
             width[i] += j->part[k] == i ? j->width[k] : 0;
         if (!width[i] && b[i].adapter->at[l->site]) {
@@ -199,14 +243,38 @@ static void gate_layer(struct run *r, struct tensor *y, const struct layer *l,
     if (j) {
         t = run_layer_tensor(r, &j->down, x);
         one_layer(r, &t, &j->down, x, false);
-        if (parts_of(r, j, b, l, &t, s, mask))
-            op_scale(r, &t, j->n, j->width, s, mask);
+        op_shares(r, &t, j, b, l);
         in.t = &t;
     }
     if (r->gate_watch && live(r))
         r->gate_watch->saw(r->gate_watch->user, r, l, b, h, &in);
     op_gate(r, y, h, &in);
     run_pop(r, mark);
+}
+
+/* Tells of gates that are no more than shares: widths say who acts, what they add is not made. */
+static void watch_shares(struct run *r, const struct layer *l, const struct tensor *y)
+{
+    for (int i = 0; i < r->n_branch && live(r); i++) {
+        const struct branch *b = &r->branch[i];
+        const struct tensor *none[GATE_MOST] = {NULL},
+                            h = tensor_rows(y, b->row0, b->row1 - b->row0);
+        const float *words[GATE_MOST];
+        int width[GATE_MOST];
+        const struct gating in = {.n = b->joint ? b->joint->n : 0,
+                                  .width = width,
+                                  .u = none,
+                                  .words = words,
+                                  .gate = r->gates->at[l->site],
+                                  .wave = r->wave + (size_t)b->row0 * GATE_WAVES};
+        if (b->part || !is_shared(r, b, l->site))
+            continue;
+        for (int k = 0; k < in.n; k++) {
+            width[k] = b[k].adapter->at[l->site] != NULL;
+            words[k] = places_of(r, b[k].words, l, &h);
+        }
+        r->gate_watch->saw(r->gate_watch->user, r, l, b, &h, &in);
+    }
 }
 
 static bool any_gated(const struct run *r, int site)
@@ -298,6 +366,8 @@ void op_layer(struct run *r, struct tensor *y, const struct layer *l, const stru
         gated_layer(r, y, l, x, accumulate);
     else
         base_layer(r, y, l, x, accumulate);
+    if (r->gate_watch && l->site >= 0)
+        watch_shares(r, l, y);
     for (const struct bound *b = next_bound(r, l->site, &i, NULL); b;
          b = next_bound(r, l->site, &i, b)) {
         const struct branch *br = &r->branch[i];
@@ -306,6 +376,6 @@ void op_layer(struct run *r, struct tensor *y, const struct layer *l, const stru
         struct tensor ys = tensor_rows(y, br->row0, br->row1 - br->row0);
         if (j && br->part == j->part[0])
             chain_joined(r, &ys, l, j, br - br->part, &xs);
-        add_chains(r, &ys, b, br->strength, &xs, j && j->has[br->part], mask_for(r, br, l, y));
+        add_chains(r, &ys, b, br->strength, &xs, j && j->has[br->part], br, l);
     }
 }

@@ -1,12 +1,14 @@
 """Gates for adapters that share a picture: python gates.py MODEL ZOO OUT.safetensors [--objective superpose|pairs|margin|mask]
-[--steps N] [--without time|base|cross|level|channels] [--seed N]
+[--steps N] [--without TERM …] [--seed N]
 
 At a site with base output h and what adapter i adds to it, u_i, each [places, channels], become
 
-    z_i = bias + base o n(h) + own o n(u_i) + cross o n(h) o n(u_i) + time s(t)        n: layer norm without scale
-    out = h + sum_i gain o sigmoid(z_i) o u_i                                          s: sines and cosines of t
+    z_i = bias + base o n(h) + own o n(u_i) + cross o n(h) o n(u_i) + time s(t) + words w_i
+    out = h + sum_i gain o sigmoid(z_i) o u_i
 
-(AutoLoRA, arXiv 2508.02107; its norms' own scale and shift give nothing more, and t is ours.) The vectors, one a channel
+n: layer norm without scale, s: sines and cosines of t, w_i: how much the place attends to i's words rather than to the
+others' (compose/maps.h). (AutoLoRA, arXiv 2508.02107; its norms' own scale and shift give nothing more, t and w are
+ours.) The vectors, one a channel
 and site, are shared by all adapters; they begin where out is the plain sum. ZOO is a folder of zoo.py: adapters of its
 train split, two at a time, beside each other as they were drawn when each was taught. What is learnt by:
 
@@ -38,7 +40,8 @@ from world import NORMAL, PAIR, SIDE, World, article
 from zoo import SITES, reshape, states
 
 RANK, WAVES, BATCH, POOL, MARGIN = 16, 16, 8, 1200, 1.1
-PARTS = "bias", "base", "own", "cross", "gain"
+PARTS = "bias", "base", "own", "cross", "gain", "words"
+MOST = 4.  # of |w|
 
 
 def waves(t):
@@ -65,25 +68,33 @@ class Gates(torch.nn.Module):
         self.time = torch.nn.ParameterDict({s.replace(".", ":"): torch.zeros(1 if "channels" in without else n, WAVES)
                                             for s, n in widths.items()})
 
-    def forward(self, site, h, u, s):
-        """h [n, places, c], u [n, adapters, places, c], s [n, WAVES]: what the adapters add."""
+    def forward(self, site, h, u, s, w=0):
+        """h [n, places, c], u [n, adapters, places, c], s [n, WAVES], w [n, adapters, places, 1]: what the adapters add."""
         k = site.replace(".", ":")
         nh, nu = normed(h)[:, None], normed(u)
-        z = self.bias[k] + self.own[k] * nu
+        z = self.bias[k]
+        if "own" not in self.without:
+            z = z + self.own[k] * nu
         if "base" not in self.without:
             z = z + self.base[k] * nh
         if "cross" not in self.without:
             z = z + self.cross[k] * nh * nu
         if "time" not in self.without:
             z = z + (s @ self.time[k].T)[:, None, None]
-        return (self.gain[k] * z.sigmoid() * u).sum(1)
+        if "words" not in self.without:
+            z = z + self.words[k] * w
+        return (self.level(k) * z.sigmoid() * u).sum(1)
+
+    def level(self, k):
+        """gain, or without it what makes a gate 1 where all else is 0: so one adapter alone comes in whole."""
+        return 1 / self.bias[k].sigmoid() if "gain" in self.without else self.gain[k]
 
     def tensors(self, widths):
         """Of each site [PARTS and WAVES, channels], float16."""
         out = {}
         for s, n in widths.items():
             k = s.replace(".", ":")
-            rows = [getattr(self, p)[k].detach().expand(n)[None] for p in PARTS]
+            rows = [(self.level(k) if p == "gain" else getattr(self, p)[k]).detach().expand(n)[None] for p in PARTS]
             out["unet." + s] = torch.cat([*rows, self.time[k].detach().expand(n, WAVES).T]).half().contiguous()
         return out
 
@@ -121,13 +132,57 @@ class Together:
     """Adapters in a denoiser: rows of the batch have K each, side by side, through gates or summed as they are."""
 
     def __init__(self, unet, zoo, gates):
-        self.zoo, self.gates, self.some, self.wave, self.ask = zoo, gates, None, None, None
+        self.zoo, self.gates, self.some, self.wave, self.ask, self.grid, self.watch = zoo, gates, None, None, None, None, None
         for site in zoo.at:
             unet.get_submodule(site).register_forward_hook(self.hook(site))
+        for name, m in unet.named_modules():
+            if name.startswith("up_blocks") and name.endswith("attn2"):
+                m.processor = self.attention
 
-    def put(self, some, t):
-        """some: [n][K] adapters."""
-        self.some, self.wave = some, waves(t)
+    def put(self, some, t, grid=None):
+        """some: [n][K] adapters; grid [n, K, side, side]: w, or None."""
+        self.some, self.wave, self.grid = some, waves(t), grid
+
+    def attention(self, attn, hidden_states, encoder_hidden_states, **_):
+        """As it is; while watch is a list of a row's spans of tokens an adapter, maps go into seen."""
+        q, k, v = (f(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for f, x in (
+            (attn.to_q, hidden_states), (attn.to_k, encoder_hidden_states), (attn.to_v, encoder_hidden_states)))
+        p = (q @ k.mT * attn.scale).softmax(-1)
+        if self.watch:
+            side = round(hidden_states.shape[1] ** .5)
+            self.seen.append(torch.stack([torch.stack([p[i, :, :, a:b].sum(-1).mean(0).view(side, side) for a, b in spans])
+                                          for i, spans in enumerate(self.watch)]))
+        return attn.to_out[0]((p @ v).transpose(1, 2).flatten(2))
+
+    @torch.no_grad()
+    def look(self, unet, x, t, h, spans):
+        """w [n, K, side, side] of what a pass with all adapters attends to; a row of None: nothing is divided there."""
+        ask, self.ask = self.ask, lambda site, h, u, shape: u.sum(1)
+        self.watch, self.seen = [s or [(1, 2)] * 2 for s in spans], []
+        unet(x, t, h)
+        self.watch, self.ask = None, ask
+        side = max(m.shape[-1] for m in self.seen)
+        total = weight = 0
+        for m in self.seen:
+            m = m / m.mean((2, 3), keepdim=True)
+            d = m - 1
+            apart = -(d[:, 0] * d[:, 1]).sum((1, 2)) / (d[:, 0] ** 2).sum((1, 2)).sqrt() / (d[:, 1] ** 2).sum((1, 2)).sqrt()
+            apart = apart.nan_to_num().clamp(min=1e-3)[:, None, None, None] ** 2
+            total, weight = total + apart * F.interpolate(m, (side, side), mode="bilinear"), weight + apart
+        w = (total / weight).clamp(min=1e-6).log()
+        w = (w - w.flip(1)).clamp(-MOST, MOST)
+        for i, s in enumerate(spans):
+            if not s:
+                w[i] = 0
+        return w
+
+    def words(self, site, places):
+        """w at a site's size; 0 where rows are no places of the picture."""
+        if self.grid is None or site.endswith(("attn2.to_k", "attn2.to_v", "time_emb_proj")):
+            return 0
+        side = round(places ** .5)
+        mode = "area" if side <= self.grid.shape[-1] else "bilinear"
+        return F.interpolate(self.grid, (side, side), mode=mode).flatten(2)[..., None]
 
     def hook(self, site):
         def run(m, args, y):
@@ -148,7 +203,7 @@ class Together:
             if self.ask:
                 more = self.ask(site, h, u, y.shape)
             else:
-                more = self.gates(site, h, u, self.wave)
+                more = self.gates(site, h, u, self.wave, self.words(site, u.shape[2]))
             return y + (more if isinstance(m, torch.nn.Linear) else more.mT).reshape(y.shape)
         return run
 
@@ -254,10 +309,23 @@ def masks(some, site, places, shape):
 # ---- objectives
 
 
+def spans(s):
+    """Of a scene with two things, each adapter's tokens."""
+    return [(1 + a, 1 + b) for a, b in s["words"]] if all(s["words"]) and -1 not in s["some"] else None
+
+
+def divided(unet, both, some, x, t, h):
+    """w where the gates want to know it."""
+    if "words" in both.gates.without:
+        return None
+    both.put([s["some"] for s in some], t)
+    return both.look(unet, x, t, h, [spans(s) for s in some])
+
+
 def step_pairs(unet, both, some, wrong=None):
     z, h = torch.stack([s["z"] for s in some]), torch.stack([s["h"] for s in some])
     x, t, v = noised(z.contiguous(memory_format=torch.channels_last))
-    both.put([s["some"] for s in some], t)
+    both.put([s["some"] for s in some], t, divided(unet, both, some, x, t, h))
     each = ((unet(x, t, h).sample - v) ** 2).mean((1, 2, 3))
     if wrong is None:
         return each.mean()
@@ -268,14 +336,15 @@ def step_pairs(unet, both, some, wrong=None):
 def step_superpose(unet, both, some):
     h = torch.stack([s["h"] for s in some])
     x, t, _ = noised(torch.stack([s["z"] for s in some]).contiguous(memory_format=torch.channels_last))
+    grid = divided(unet, both, some, x, t, h)
     gates, each = both.gates, []
-    both.gates = lambda site, h, u, s: u.sum(1)
+    both.gates = lambda site, h, u, s, w: u.sum(1)
     with torch.no_grad():
         for k in (0, 1, None):
             both.put([[s["some"][k] if k is not None else -1] for s in some], t)
             each.append(unet(x, t, h).sample)
     both.gates = gates
-    both.put([s["some"] for s in some], t)
+    both.put([s["some"] for s in some], t, grid)
     y, base = unet(x, t, h).sample, each[2]
     want = each[0] + each[1] - base
     return ((y - want) ** 2).mean() / ((want - base) ** 2).mean()
@@ -307,7 +376,7 @@ def main():
     p.add_argument("zoo")
     p.add_argument("out")
     p.add_argument("--objective", choices=("superpose", "pairs", "margin", "mask"), default="superpose")
-    p.add_argument("--without", nargs="*", default=[], choices=("time", "base", "cross", "level", "channels"))
+    p.add_argument("--without", nargs="*", default=[], choices=("time", "base", "own", "cross", "words", "gain", "level", "channels"))
     p.add_argument("--steps", type=int, default=1200)
     p.add_argument("--rate", type=float, default=.01)
     p.add_argument("--seed", type=int, default=0)

@@ -4,7 +4,8 @@ python tests/golden/gates.py
 writes tests/golden/data/gates.safetensors (random gates at some sites of the tiny SD 1.x model, as
 assets/train/gates.py writes them) and gates-out.safetensors, of the UNet with lora-peft and lora-diffusers:
 
-    both, one   outputs through the gates, of the two and of the first alone; where there are none they are added up
+    w           [2, 4, 4], what gates see of words
+    both, one   outputs through the gates, of the two (and w) and of the first alone; where there are none they are added up
     mask        [2, 4, 4], places of each
     masked      the output where each acts in its own places, on texts and the time everywhere (no gates)
     spread      [2, 8, 8], the masks that follow from what the first row attends to (compose/maps.h), of WORDS in
@@ -54,21 +55,6 @@ def old_site(name):
     return f"{block}.{proj.removesuffix('_lora')}".replace(".to_out", ".to_out.0")
 
 
-class Watch:
-    """A cross attention as it is, that tells what share of each place's attention the words have."""
-
-    def __init__(self, words):
-        self.words, self.maps = words, []
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states, **_):
-        q, k, v = (f(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for f, x in (
-            (attn.to_q, hidden_states), (attn.to_k, encoder_hidden_states), (attn.to_v, encoder_hidden_states)))
-        p = (q @ k.mT * attn.scale).softmax(-1)
-        side = round(hidden_states.shape[1] ** .5)
-        self.maps.append(torch.stack([p[0, ..., w].sum(-1).mean(0).view(side, side) for w in self.words]))
-        return attn.to_out[0]((p @ v).transpose(1, 2).flatten(2))
-
-
 def spread(maps, sharp=4, leak=.3):
     """compose/maps.h, of one pass."""
     maps = [m / m.mean((1, 2), keepdim=True) for m in maps]
@@ -89,12 +75,19 @@ def main():
     g, rand = gates.Gates(widths), torch.Generator().manual_seed(4)
     for p in g.parameters():
         p.copy_((torch.randn(p.shape, generator=rand) * .7).half().float())
+    for site in chosen[::2]:  # plain: no more than a number a place
+        k = site.replace(".", ":")
+        for part in (g.bias, g.gain, g.words, g.time):
+            part[k].copy_(part[k][:1].expand_as(part[k]).clone())
+        for part in (g.base, g.own, g.cross):
+            part[k].zero_()
     save_file(g.tensors(widths), HERE + "gates.safetensors")
-    both = gates.Together(unet, zoo, lambda site, h, u, s: g(site, h, u, s) if site in widths else u.sum(1))
+    both = gates.Together(unet, zoo, lambda site, h, u, s, w: g(site, h, u, s, w) if site in widths else u.sum(1))
     golden = load_file(HERE + "tiny-sd1/golden.safetensors")
     x, t, out = golden["unet_square_x"].permute(0, 3, 1, 2), golden["unet_square_t"].long(), {}
-    for name, some in (("both", [[0, 1]] * 2), ("one", [[0]] * 2)):
-        both.put(some, t)
+    out["w"] = torch.randn(2, 4, 4, generator=rand)
+    for name, some, w in (("both", [[0, 1]] * 2, out["w"].expand(2, -1, -1, -1)), ("one", [[0]] * 2, None)):
+        both.put(some, t, w)
         out[name] = unet(x, t, golden["text"]).sample.permute(0, 2, 3, 1).contiguous()
     out["mask"] = torch.rand(2, 4, 4, generator=rand)
 
@@ -113,12 +106,9 @@ def main():
     ids = tok(PROMPT).input_ids
     words = [tok(w, add_special_tokens=False).input_ids for w in WORDS]
     at = [next(i for i in range(len(ids)) if ids[i:i + len(w)] == w) for w in words]
-    watch = Watch([slice(i, i + len(w)) for i, w in zip(at, words)])
-    for name, m in unet.named_modules():
-        if name.startswith("up_blocks") and name.endswith("attn2"):
-            m.processor = watch
+    both.watch, both.seen = [[(i, i + len(w)) for i, w in zip(at, words)]] * 2, []
     unet(x, t, golden["text"])
-    out["spread"] = spread(watch.maps)
+    out["spread"] = spread([m[0] for m in both.seen])
     save_file(out, HERE + "gates-out.safetensors")
 
 

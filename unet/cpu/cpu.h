@@ -45,8 +45,8 @@ static inline const struct kernels *kernels_of(const struct device *dev)
 /* cpu_adapters.c: the ops of backend.h that adapters need. */
 int cpu_gain(struct device *dev, struct tensor *y, const struct tensor *h, double s,
              const float *gain, const float *shift, struct err *err);
-int cpu_scale(struct device *dev, struct tensor *y, int n, const int *width, const float *s,
-              const float *const *mask, struct err *err);
+int cpu_scale(struct device *dev, struct tensor *y, int n, const struct share *part,
+              struct err *err);
 int cpu_route(struct device *dev, struct tensor *t, const struct route *how, struct err *err);
 int cpu_gate(struct device *dev, struct tensor *y, const struct tensor *h, const struct gating *in,
              struct err *err);

@@ -29,30 +29,35 @@ int cpu_gain(struct device *dev, struct tensor *y, const struct tensor *h, doubl
     return 0;
 }
 
-static void scale_row(float *y, int n, const int *width, const float *s, const float *const *mask,
-                      size_t place)
+static float share_at(const struct share *p, size_t place)
 {
-    for (int k = 0; k < n; y += width[k++]) {
-        float f = mask && mask[k] ? s[k] * mask[k][place] : s[k];
-        for (int i = 0; i < width[k]; i++)
+    float at = p->at ? p->at[place] : p->gate ? 0 : 1;
+    return p->s * (p->gate ? 1 / (1 + expf(-(p->bias + p->words * at))) : at);
+}
+
+static void scale_row(float *y, int n, const struct share *part, size_t place)
+{
+    for (int k = 0; k < n; y += part[k++].width) {
+        float f = share_at(&part[k], place);
+        for (int i = 0; i < part[k].width; i++)
             y[i] *= f;
     }
 }
 
-int cpu_scale(struct device *dev, struct tensor *y, int n, const int *width, const float *s,
-              const float *const *mask, struct err *err)
+int cpu_scale(struct device *dev, struct tensor *y, int n, const struct share *part,
+              struct err *err)
 {
     (void)err;
     size_t c = (size_t)y->c, count = tensor_count(y) / c, places = count / (size_t)y->n;
     float *py = y->data;
     if (is_small(count * c)) {
         for (size_t i = 0; i < count; i++)
-            scale_row(py + i * c, n, width, s, mask, i % places);
+            scale_row(py + i * c, n, part, i % places);
         return 0;
     }
 #pragma omp parallel for schedule(static) num_threads(dev->threads)
     for (size_t i = 0; i < count; i++)
-        scale_row(py + i * c, n, width, s, mask, i % places);
+        scale_row(py + i * c, n, part, i % places);
     return 0;
 }
 
@@ -84,11 +89,13 @@ size_t gate_work(int c)
 static void gate_tile(const struct kernels *k, struct tensor *y, const struct tensor *h,
                       const struct gating *in, size_t row, size_t tile, float *work)
 {
-    const float *u[GATE_MOST];
+    const float *u[GATE_MOST], *words[GATE_MOST];
     size_t places = (size_t)y->h * (size_t)y->w, first = tile * GATE_PLACES, left = places - first;
     size_t place = row * places + first, at = place * (size_t)y->c;
-    for (int i = 0; i < in->n; i++)
+    for (int i = 0; i < in->n; i++) {
         u[i] = in->u[i] ? (const float *)in->u[i]->data + at : NULL;
+        words[i] = in->words[i] ? in->words[i] + first : NULL;
+    }
     struct gate_tile g = {
         .c = y->c,
         .n = left < GATE_PLACES ? (int)left : GATE_PLACES,
@@ -100,6 +107,7 @@ static void gate_tile(const struct kernels *k, struct tensor *y, const struct te
         .up = in->up,
         .width = in->width,
         .u = u,
+        .words = words,
         .gate = in->gate,
         .wave = in->wave + row * GATE_WAVES,
         .work = work,

@@ -41,7 +41,8 @@ struct gate_tile {
     size_t t_stride;
     const float *up;
     const int *width;
-    const float *const *u; /* [adapters]; NULL where width is not 0 */
+    const float *const *u;     /* [adapters]; NULL where width is not 0 */
+    const float *const *words; /* [adapters], each [n]; NULL: 0 */
     const float *gate, *wave;
     float *work; /* gate_work() floats */
 };
