@@ -105,8 +105,8 @@ static int draw(const struct gates_command *c, struct err *err)
                       .h = c->n_site * CELL,
                       .picture = one,
                       .column = label,
-                      .title = "How far gates open: sites from the first block (above) to the "
-                               "last, steps from left to right; white: all comes in"};
+                      .title = "How much comes in: sites from the first block (above) to the "
+                               "last, steps from left to right; white: all, or more"};
     rc = rc < 0 ? rc : sheet_draw(&out, &s, err);
     rc = rc < 0 ? rc : image_write_png(c->out, &out, NULL, 0, err);
     for (size_t i = 0; one && i < n; i++)
@@ -153,9 +153,10 @@ static void tell(const struct gates_command *c)
         return;
     }
     for (int a = 0; a < c->map.n_adapter; a++)
-        printf("%-30s gates open %.3f on the average, %.3f in the first step, %.3f in the last\n",
-               shown(name_of(c, a)), gatemap_mean(&c->map, a, -1, -1),
-               gatemap_mean(&c->map, a, -1, 0), gatemap_mean(&c->map, a, -1, c->map.n_step - 1));
+        printf(
+            "%-30s %.3f of it comes in on the average, %.3f in the first step, %.3f in the last\n",
+            shown(name_of(c, a)), gatemap_mean(&c->map, a, -1, -1), gatemap_mean(&c->map, a, -1, 0),
+            gatemap_mean(&c->map, a, -1, c->map.n_step - 1));
     fputs("of their variance lies between", stdout);
     for (int k = 0; k < GATEMAP_BY; k++) {
         printf("%s %ss %.1f %%", k ? "," : "", by[k], 100 * share[k]);

@@ -143,13 +143,25 @@ static void look_at_strategies(const struct making *m, bool *weighs, bool *words
     }
 }
 
+/* --gates, or those that came with the demo model. */
 static int open_gates(struct making *m, struct err *err)
 {
-    if (!m->gates_file)
-        return err_set(err, ERR_ARG,
-                       "gated needs gates that were learnt for this model: --gates FILE; "
-                       "assets/train/gates.py learns them");
-    return gates_open(&m->gates, m->dev, &m->model->sites, m->gates_file, err);
+    char *folder = m->gates_file ? NULL : cli_asset("gates"), *shipped = NULL;
+    if (folder)
+        shipped = file_join(folder, "gates.safetensors");
+    const char *file = m->gates_file ? m->gates_file : shipped;
+    int rc = file ? gates_open(&m->gates, m->dev, &m->model->sites, file, err) : ERR_MISMATCH;
+    bool others = rc == 0 && strcmp(m->gates->model, m->model->fingerprint);
+    if (!m->gates_file && rc != ERR_NOMEM && (rc < 0 || others)) {
+        gates_close(m->gates);
+        m->gates = NULL;
+        rc = err_set(err, ERR_ARG,
+                     "gated needs gates that were learnt for this model: --gates FILE; "
+                     "assets/train/gates.py learns them");
+    }
+    free(folder);
+    free(shipped);
+    return rc;
 }
 
 /* Prompt and negative prompt, and the adapters that the prompt names. */

@@ -60,7 +60,9 @@ struct option *making_options(struct option *o, struct making *m)
          "another of `weft help compose`",
          0, 0, NULL},
         {"gates", 0, OPTION_TEXT, &m->gates_file, "FILE",
-         "gates of this model for --compose gated, made by\nassets/train/gates.py", 0, 0, NULL},
+         "gates of this model for --compose gated, made by\nassets/train/gates.py; default: the "
+         "demo model's",
+         0, 0, NULL},
         {"fold", 0, OPTION_FLAG, &g->fold, NULL,
          "add the adapters to a copy of the weights instead of running\nthem beside: more memory, "
          "fewer operations a step",

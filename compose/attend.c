@@ -9,8 +9,9 @@ static void plan(const struct compose *c, const struct compose_now *now, const i
     struct pass *p = action_pass(a, 1);
     (void)now;
     if (n > 1)
-        p->attend = (struct attend){(float)c->option[SHARP], (float)c->option[LEAK],
-                                    (float)c->option[KEEP]};
+        p->attend = (struct attend){.sharp = (float)c->option[SHARP],
+                                    .leak = (float)c->option[LEAK],
+                                    .keep = (float)c->option[KEEP]};
     for (int i = 0; i < n; i++)
         action_act(a, here[i], 1);
 }

@@ -95,11 +95,19 @@ static int row_branches(const struct batch *b, int row, struct branch *to)
         float strength = (float)(u->unet * act->w[half]);
         if (strength == 0)
             continue;
-        to[n] = (struct branch){u->adapter, row,      row + 1,  strength, NULL,
-                                n,          q->route, q->gated, NULL,     NULL};
+        to[n] = (struct branch){.adapter = u->adapter,
+                                .row0 = row,
+                                .row1 = row + 1,
+                                .strength = strength,
+                                .part = n,
+                                .route = q->route,
+                                .gated = q->gated};
         if (t->of->maps) {
             to[n].mask = maps_mask(t->of->maps, act->adapter, q->attend.sharp > 0);
             to[n].words = q->gated ? maps_words(t->of->maps, act->adapter) : NULL;
+            to[n].kinds = q->attend.kinds;
+            for (int k = 0; k < ROUTE_LEVELS; k++)
+                to[n].routed[k] = maps_routed(t->of->maps, act->adapter, (enum route_level)k);
         }
         n++;
     }
@@ -117,7 +125,7 @@ static bool same_branches(const struct branch *a, const struct branch *b, int n)
     for (int i = 0; i < n && same; i++)
         same = a[i].adapter == b[i].adapter && a[i].strength == b[i].strength &&
                same_route(&a[i].route, &b[i].route) && a[i].gated == b[i].gated &&
-               a[i].mask == b[i].mask && a[i].words == b[i].words;
+               a[i].mask == b[i].mask && a[i].words == b[i].words && a[i].kinds == b[i].kinds;
     return same;
 }
 

@@ -7,18 +7,11 @@
 
 extern const struct compose_strategy strategy_merge, strategy_switch, strategy_composite,
     strategy_cmlora, strategy_wswitch, strategy_wcomposite, strategy_superpose, strategy_mora,
-    strategy_gated, strategy_attend;
-const struct compose_strategy *const compose_strategies[] = {&strategy_merge,
-                                                             &strategy_switch,
-                                                             &strategy_composite,
-                                                             &strategy_cmlora,
-                                                             &strategy_wswitch,
-                                                             &strategy_wcomposite,
-                                                             &strategy_superpose,
-                                                             &strategy_mora,
-                                                             &strategy_attend,
-                                                             &strategy_gated,
-                                                             NULL};
+    strategy_gated, strategy_attend, strategy_router;
+const struct compose_strategy *const compose_strategies[] = {
+    &strategy_merge,   &strategy_switch,     &strategy_composite, &strategy_cmlora,
+    &strategy_wswitch, &strategy_wcomposite, &strategy_superpose, &strategy_mora,
+    &strategy_attend,  &strategy_gated,      &strategy_router,    NULL};
 
 /* Options that every strategy takes, behind its own. */
 enum { UNCOND, DEEPCACHE };

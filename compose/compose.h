@@ -61,9 +61,13 @@ enum deep {
     DEEP_REUSE, /* a short pass: first level down, last level up, the slot between them */
 };
 
-/* Where each adapter acts, by where its words are attended to (maps.h). sharp 0: everywhere. */
+/* Where each adapter acts, by where its words are attended to (maps.h). sharp 0: everywhere. top: of how many adapters
+ * at a place the gates let anything through, on the way down, in the middle and on the way up (0: of all), at the sites of
+ * these kinds (unet/route.h). */
 struct attend {
     float sharp, leak, keep;
+    int top[ROUTE_LEVELS];
+    unsigned kinds;
 };
 
 struct pass {
@@ -96,6 +100,7 @@ struct compose_strategy {
     const char *about;                   /* one line */
     const char *more;                    /* how, and whose */
     bool gates;                          /* needs the model's */
+    bool routes;                         /* uses attend.top */
     bool weighs;                         /* wants to know part and match */
     bool words;                          /* and the adapters' words */
     const struct compose_option *option; /* ends with key NULL; NULL: none of its own */

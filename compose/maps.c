@@ -18,8 +18,9 @@ struct maps {
     const struct picture *p;
     bool gates;
     int n, n_text, tokens;
-    struct mask **mask;  /* [n], NULL: everywhere */
-    unsigned char *owns; /* [texts, n, tokens]: 1: the token is the adapter's */
+    struct mask **mask;                 /* [n], NULL: everywhere */
+    struct mask **routed[ROUTE_LEVELS]; /* [n] each; NULL: the strategy routes nothing */
+    unsigned char *owns;                /* [texts, n, tokens]: 1: the token is the adapter's */
     struct grid grid;
     float *host; /* what is up- and downloaded; grows while measuring */
     size_t room;
@@ -131,7 +132,7 @@ static int mark_words(struct maps *m, const struct conditions *cond, const struc
 }
 
 int maps_open(struct maps **out, const struct model *m, const struct picture *p,
-              const struct conditions *cond, bool gates, struct err *err)
+              const struct conditions *cond, const struct compose_strategy *how, struct err *err)
 {
     struct maps *a = calloc(1, sizeof *a);
     int rc = a ? 0 : err_nomem(err, sizeof *a);
@@ -140,14 +141,17 @@ int maps_open(struct maps **out, const struct model *m, const struct picture *p,
         return rc;
     a->m = m;
     a->p = p;
-    a->gates = gates;
+    a->gates = how->gates;
     a->n = p->n_use;
     a->n_text = cond->n_text;
     a->tokens = cond->n_chunk * cond->length;
     a->mask = calloc((size_t)a->n + 1, sizeof *a->mask);
     a->owns = calloc((size_t)a->n_text * (size_t)a->n * (size_t)a->tokens + 1, sizeof *a->owns);
     a->grid.weight = calloc((size_t)a->n + 1, sizeof *a->grid.weight);
-    if (!a->mask || !a->owns || !a->grid.weight)
+    bool room = a->mask && a->owns && a->grid.weight;
+    for (int k = 0; k < ROUTE_LEVELS && how->routes; k++)
+        room = (a->routed[k] = calloc((size_t)a->n + 1, sizeof *a->routed[k])) && room;
+    if (!room)
         rc = err_nomem(err, (size_t)a->n * (size_t)a->tokens);
     for (int i = 0; i < a->n && rc == 0; i++) {
         bool any = p->use[i].where;
@@ -155,6 +159,8 @@ int maps_open(struct maps **out, const struct model *m, const struct picture *p,
             rc = mark_words(a, cond, p, k, i, &any, err);
         if (rc == 0 && any)
             rc = mask_new(&a->mask[i], m->dev, err);
+        for (int k = 0; k < ROUTE_LEVELS && rc == 0 && how->routes && divides(a, i); k++)
+            rc = mask_new(&a->routed[k][i], m->dev, err);
     }
     if (rc < 0) {
         maps_close(a);
@@ -169,6 +175,11 @@ void maps_close(struct maps *m)
         return;
     for (int i = 0; m->mask && i < m->n; i++)
         mask_free(m->mask[i]);
+    for (int k = 0; k < ROUTE_LEVELS; k++) {
+        for (int i = 0; m->routed[k] && i < m->n; i++)
+            mask_free(m->routed[k][i]);
+        free(m->routed[k]);
+    }
     free(m->mask);
     free(m->owns);
     free(m->grid.now);
@@ -185,6 +196,11 @@ struct mask *maps_mask(const struct maps *m, int i, bool attends)
 struct mask *maps_words(const struct maps *m, int i)
 {
     return m->gates && divides(m, i) ? m->mask[i] : NULL;
+}
+
+struct mask *maps_routed(const struct maps *m, int i, enum route_level level)
+{
+    return m->routed[level] ? m->routed[level][i] : NULL;
 }
 
 static void forget_step(struct grid *g, int n)
@@ -205,6 +221,9 @@ void maps_restart(struct maps *m)
             mask_set(m->mask[i], u->where, u->where_h, u->where_w);
         else if (m->mask[i])
             mask_set(m->mask[i], &none, 1, 1);
+        for (int k = 0; k < ROUTE_LEVELS; k++)
+            if (maps_routed(m, i, (enum route_level)k))
+                mask_set(m->routed[k][i], &none, 1, 1);
     }
 }
 
@@ -391,6 +410,31 @@ static void see(struct maps *m, size_t place)
     }
 }
 
+/* Shuts all at a place but the `top` whose w is largest; of equal ones the first. */
+static void shut(struct maps *m, size_t place, int top)
+{
+    bool open[COMPOSE_MAX_ADAPTERS] = {false};
+    for (int k = 0; k < top; k++) {
+        int best = -1;
+        for (int i = 0; i < m->n; i++)
+            if (divides(m, i) && !open[i] &&
+                (best < 0 || *mask_of(m, i, place) > *mask_of(m, best, place)))
+                best = i;
+        if (best >= 0)
+            open[best] = true;
+    }
+    for (int i = 0; i < m->n; i++)
+        if (!open[i])
+            *mask_of(m, i, place) = MAPS_SHUT;
+}
+
+static void put(struct maps *m, struct mask *const *to)
+{
+    for (int i = 0; i < m->n; i++)
+        if (divides(m, i))
+            mask_set(to[i], mask_of(m, i, 0), m->grid.h, m->grid.w);
+}
+
 void maps_turn(struct maps *m, const struct attend *how)
 {
     struct grid *g = &m->grid;
@@ -412,7 +456,13 @@ void maps_turn(struct maps *m, const struct attend *how)
             see(m, p);
         else
             divide(m, p, how);
-    for (int i = 0; i < m->n; i++)
-        if (divides(m, i))
-            mask_set(m->mask[i], g->mask + (size_t)i * all, g->h, g->w);
+    put(m, m->mask);
+    for (int k = 0; k < ROUTE_LEVELS; k++)
+        if (m->routed[k]) {
+            for (size_t p = 0; p < all; p++)
+                see(m, p);
+            for (size_t p = 0; p < all && how->top[k] > 0; p++)
+                shut(m, p, how->top[k]);
+            put(m, m->routed[k]);
+        }
 }

@@ -23,6 +23,9 @@
  *
  *     w_i(p) = ln M_i(p) - mean of ln M_j(p) over the others, within MAPS_MOST either way
  *
+ * and for one that routes besides, by level, the same for the `top` adapters whose w is largest at the place, and
+ * MAPS_SHUT for all others.
+ *
  * An adapter none of whose words is in the texts, and one that is meant for the whole picture, has no mask and no part
  * in the others'; nor has one that was given a place (use.where), whose mask stays that, in whatever pass it acts. Sums of softmaxes over tokens come from op_attention with values that say whose each token is.
  */
@@ -35,17 +38,19 @@
 
 #include "unet/mask.h"
 
-enum { MAPS_PLACES = 1024, MAPS_MOST = 4 };
+enum { MAPS_PLACES = 1024, MAPS_MOST = 4, MAPS_SHUT = -1000 };
 
 struct maps;
-/* p and cond are kept until maps_close. gates: the masks are w, not how much acts. */
+/* p and cond are kept until maps_close. how: the strategy; if it has gates the masks are
+ * w, not how much acts. */
 int maps_open(struct maps **out, const struct model *m, const struct picture *p,
-              const struct conditions *cond, bool gates, struct err *err);
+              const struct conditions *cond, const struct compose_strategy *how, struct err *err);
 void maps_close(struct maps *m);
 /* Where the picture's i-th adapter acts in a pass that attends to words, or not; NULL: everywhere. */
 struct mask *maps_mask(const struct maps *m, int i, bool attends);
-/* Its w; NULL: 0. */
+/* Its w, and that where it is routed at a level; NULL: 0, not routed. */
 struct mask *maps_words(const struct maps *m, int i);
+struct mask *maps_routed(const struct maps *m, int i, enum route_level level);
 /* Forgets all steps: masks are 1 again, or what was given. */
 void maps_restart(struct maps *m);
 /* The row-th of a cross attention's rows, which sees that text of the conditions. Runs in r, also while that measures. */

@@ -132,7 +132,7 @@ static int note(struct passes *p, const struct action *a, int eval, struct err *
         for (int k = 0; k < p->cond->n_row; k++)
             rows += passes_run(p, &a->pass[i], k);
         if ((a->pass[i].attend.sharp > 0 || is_placed(p->p)) && !p->maps)
-            rc = maps_open(&p->maps, p->m, p->p, p->cond, p->compose->strategy->gates, err);
+            rc = maps_open(&p->maps, p->m, p->p, p->cond, p->compose->strategy, err);
     }
     p->total += rows;
     p->rows = p->rows > rows ? p->rows : rows;

@@ -154,10 +154,17 @@ static void check(struct fixture *f, const char *const *compose, int n)
 
 Test(allocation, none_after_the_first_step)
 {
-    static const char *const compose[] = {
-        "merge",   "switch:tau=2",      "composite",         "cmlora",
-        "wswitch", "merge:deepcache=3", "merge:uncond=base", "mora",
-        "gated",   "attend:keep=.2"};
+    static const char *const compose[] = {"merge",
+                                          "switch:tau=2",
+                                          "composite",
+                                          "cmlora",
+                                          "wswitch",
+                                          "merge:deepcache=3",
+                                          "merge:uncond=base",
+                                          "mora",
+                                          "gated",
+                                          "attend:keep=.2",
+                                          "router"};
     struct fixture f;
     if (!COUNTED)
         cr_skip_test("the sanitizer's malloc cannot be counted");

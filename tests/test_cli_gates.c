@@ -51,7 +51,9 @@ Test(cli_gates, wants_gates)
 {
     struct shell s;
     shell_open(&s);
-    weft(&s, "render", "a sks kite", "-a", KITE, "--compose", "gated", "-o", in(&s, "x.png"), NULL);
+    weft(&s, "render", "an owl", "-m", "tests/golden/data/tiny-sd1", "-a",
+         "tests/golden/data/lora-kohya.safetensors", "--compose", "gated", "-o", in(&s, "x.png"),
+         NULL);
     cr_expect_eq(s.code, 2);
     cr_expect(strstr(s.err, "--gates FILE"), "%s", s.err);
     weft(&s, "gates", "a sks kite", "-a", KITE, "--gates", "tests/golden/data/gates.safetensors",

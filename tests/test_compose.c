@@ -288,6 +288,17 @@ Test(compose, gated_is_one_pass_through_gates)
     compose_close(c);
 }
 
+Test(compose, router_says_how_many_and_where)
+{
+    struct compose *c = start("router:k=2,at=ff,middle=1", 3, NULL);
+    struct action a = next(c, 0);
+    cr_expect(a.n_pass == 1 && a.pass[0].n_act == 3 && a.pass[0].gated);
+    cr_expect(a.pass[0].attend.top[ROUTE_DOWN] == 2 && a.pass[0].attend.top[ROUTE_MIDDLE] == 1 &&
+              a.pass[0].attend.top[ROUTE_UP] == 2);
+    cr_expect_eq(a.pass[0].attend.kinds, ROUTE_FF);
+    compose_close(c);
+}
+
 Test(compose, attend_is_one_pass_by_words)
 {
     struct compose *c = start("attend:sharp=2,leak=.1,keep=0", 2, NULL);

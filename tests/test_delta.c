@@ -301,8 +301,11 @@ static void check_joined(struct fixture *f, const struct adapter *const *a, int 
     cr_assert_eq(joint_new(&j, &f->m->sites, COMPONENT_UNET, n, a, JOINT_SUM, &err), 0, "%s",
                  err.msg);
     for (int i = 0; i < n; i++)
-        b[i] = (struct branch){a[i],  1,    3,   i % 3 ? .4f * (float)i : 1, NULL, i, {0, 0, 0},
-                               false, NULL, NULL};
+        b[i] = (struct branch){.adapter = a[i],
+                               .row0 = 1,
+                               .row1 = 3,
+                               .strength = i % 3 ? .4f * (float)i : 1,
+                               .part = i};
     f->r.branch = b;
     f->r.n_branch = n;
     for (int s = 0; s < f->m->sites.n; s++) {
@@ -341,7 +344,13 @@ static void check_gates(struct fixture *f, const struct adapter *const *a, int n
     cr_assert(f->m->sites.n <= 1000);
     cr_assert_eq(joint_new(&j, &f->m->sites, COMPONENT_UNET, n, a, JOINT_GATE, &err), 0);
     for (int i = 0; i < n; i++)
-        b[i] = (struct branch){a[i], 1, 3, .5f, j, i, {0, 0, 0}, true, NULL, NULL};
+        b[i] = (struct branch){.adapter = a[i],
+                               .row0 = 1,
+                               .row1 = 3,
+                               .strength = .5f,
+                               .joint = j,
+                               .part = i,
+                               .gated = true};
     f->r.branch = b;
     f->r.n_branch = n;
     f->r.wave = wave;
@@ -557,8 +566,12 @@ Test(delta, routed_the_same_however_it_is_factored)
             struct joint *j = NULL;
             cr_assert_eq(joint_new(&j, &f.m->sites, COMPONENT_UNET, 2, two, JOINT_ROUTE, &err), 0);
             for (int i = 0; i < 2; i++)
-                b[i] = (struct branch){two[i], 0,    3,   1, j, i, {.3f, k < 2 ? .5f : 0, 0},
-                                       false,  NULL, NULL};
+                b[i] = (struct branch){.adapter = two[i],
+                                       .row1 = 3,
+                                       .strength = 1,
+                                       .joint = j,
+                                       .part = i,
+                                       .route = {.3f, k < 2 ? .5f : 0, 0}};
             f.r.branch = b;
             f.r.n_branch = 2;
             got[k] = output(&f, at, at->layer, NULL, x, &n);

@@ -110,7 +110,8 @@ static void check(struct fixture *f, int n, const char *name)
     gate_waves(981, wave[0]);
     gate_waves(21, wave[1]);
     for (int i = 0; i < n; i++)
-        b[i] = (struct branch){f->a[i], 0, 2, 1, j, i, {0, 0, 0}, true, NULL, NULL};
+        b[i] = (struct branch){
+            .adapter = f->a[i], .row1 = 2, .strength = 1, .joint = j, .part = i, .gated = true};
     for (int i = 0; i < n && n > 1; i++)
         cr_assert_eq(mask_new(&b[i].words, f->dev, &err), 0);
     f->r.gates = f->gates;
@@ -148,7 +149,7 @@ Test(gates, as_they_were_trained)
     }
 }
 
-/* What is told of gates is what they do: y gains gain o sigmoid(z) o u. */
+/* What is told of gates is what they do. */
 Test(gates, values_are_what_is_computed)
 {
     struct fixture f = {0};
@@ -171,10 +172,8 @@ Test(gates, values_are_what_is_computed)
     test_fill(w, 12, 3);
     for (int i = 0; i < places; i++) {
         gates_values(f.gates, s, c, h + i * c, u + i * c, wave, w[i], want + i * c);
-        for (int k = i * c; k < (i + 1) * c; k++) {
-            cr_assert(want[k] >= 0 && want[k] <= 1);
-            want[k] = h[k] + f.gates->host[s][GATE_GAIN * c + k % c] * want[k] * u[k];
-        }
+        for (int k = i * c; k < (i + 1) * c; k++)
+            want[k] = h[k] + want[k] * u[k];
     }
     for (int live = 0; live < 2; live++) {
         if (!live)
@@ -261,6 +260,17 @@ Test(masks, each_in_its_own_places)
 }
 
 /* torch's area and bilinear at whole ratios, means of what lies under a place at others. */
+Test(masks, sites_have_levels_and_kinds)
+{
+    cr_expect_eq(route_level("unet.down_blocks.1.resnets.0.conv1"), ROUTE_DOWN);
+    cr_expect_eq(route_level("mid_block.attentions.0.proj_in"), ROUTE_MIDDLE);
+    cr_expect_eq(route_level("up_blocks.0.attentions.1.proj_out"), ROUTE_UP);
+    cr_expect_eq(route_kind("up_blocks.0.attentions.1.transformer_blocks.0.attn2.to_q"),
+                 ROUTE_ATTENTION);
+    cr_expect_eq(route_kind("up_blocks.0.attentions.1.transformer_blocks.0.ff.net.2"), ROUTE_FF);
+    cr_expect_eq(route_kind("up_blocks.0.attentions.1.proj_out"), ROUTE_OTHER);
+}
+
 Test(masks, resampled)
 {
     static const float from[] = {1, 2, 3, 4, 5, 6, 7, 8, 9};
@@ -291,48 +301,97 @@ static void saw(void *user, struct run *r, int cross, const struct tensor *q,
     cr_expect_eq(maps_add(l->maps, r, cross, q, k, how, 0, 0, &err), 0);
 }
 
+/* What an open maps sees of one pass with both adapters; its grid is 8 x 8. */
+static void look(struct fixture *f, struct maps *m, const struct attend *how)
+{
+    struct looking l = {m, 0};
+    const struct map_watch watch = {saw, &l};
+    struct branch b[2];
+    size_t count;
+    for (int i = 0; i < 2; i++)
+        b[i] = (struct branch){.adapter = f->a[i], .row1 = 2, .strength = 1};
+    f->r.map_watch = &watch;
+    free(output(f, b, 2, &count));
+    cr_expect_eq(l.seen, 2 * f->m->unet->n_cross, "measured and run");
+    f->r.map_watch = NULL;
+    maps_turn(m, how);
+}
+
+static const struct compose_strategy *strategy(const char *name)
+{
+    int i = 0;
+    while (strcmp(compose_strategies[i]->name, name) != 0)
+        i++;
+    return compose_strategies[i];
+}
+
+/* For gates there is w, of two the one's less the other's; routed, the smaller is shut, where one is to be open. */
+static void check_routes(struct fixture *f, const struct picture *p, const struct conditions *cond)
+{
+    const struct attend how = {.sharp = 1, .top = {1, 2, 0}};
+    struct maps *m;
+    struct err err;
+    cr_assert_eq(maps_open(&m, f->m, p, cond, strategy("router"), &err), 0, "%s", err.msg);
+    cr_expect(!maps_mask(m, 0, true) && maps_words(m, 0) && !maps_words(m, 2));
+    look(f, m, &how); /* all sizes are asked for here, since no branch has the masks */
+    const float *w[2], *routed[2][ROUTE_LEVELS];
+    for (int i = 0; i < 2; i++) {
+        w[i] = mask_at(maps_words(m, i), 8, 8, true, &err);
+        for (int k = 0; k < ROUTE_LEVELS; k++)
+            routed[i][k] = mask_at(maps_routed(m, i, (enum route_level)k), 8, 8, true, &err);
+    }
+    look(f, m, &how);
+    for (int i = 0; i < 64; i++) {
+        cr_expect(fabsf(w[0][i] + w[1][i]) < 1e-5f && fabsf(w[0][i]) <= MAPS_MOST);
+        for (int a = 0; a < 2; a++) {
+            bool less = w[a][i] < w[1 - a][i] || (a && w[a][i] == w[0][i]);
+            cr_expect_eq(routed[a][ROUTE_DOWN][i], less ? MAPS_SHUT : w[a][i]);
+            cr_expect_eq(routed[a][ROUTE_MIDDLE][i], w[a][i], "two may be open");
+            cr_expect_eq(routed[a][ROUTE_UP][i], w[a][i], "0: all");
+        }
+    }
+    maps_restart(m);
+    cr_expect(w[0][9] == 0 && routed[1][ROUTE_DOWN][9] == 0);
+    maps_close(m);
+}
+
 Test(masks, follow_what_is_attended_to)
 {
     struct fixture f = {0};
     struct prompt prompt;
     struct conditions cond;
-    struct looking l = {0};
+    struct maps *m;
     struct err err;
-    size_t n, count;
+    size_t n;
     int h, w;
     fixture_open(&f, ISA_BEST);
     const struct use use[] = {{.adapter = f.a[0], .words = "owl red\nred owl"},
                               {.adapter = f.a[1], .words = "castle"},
                               {.adapter = f.a[1], .words = "a town"}};
     const struct picture p = {.use = use, .n_use = 3};
-    const struct attend how = {4, .3f, .5f};
-    const struct map_watch watch = {saw, &l};
-    struct branch b[2];
+    const struct attend how = {.sharp = 4, .leak = .3f, .keep = .5f};
     cr_assert_eq(prompt_read(&prompt, "a red (owl:1.3) beside a castle", &err), 0);
     cr_assert_eq(conditions_parse(&cond, f.m->tokenizer, NULL, 32, &prompt, NULL, 3, &err), 0);
-    cr_assert_eq(maps_open(&l.maps, f.m, &p, &cond, false, &err), 0, "%s", err.msg);
-    cr_expect(maps_mask(l.maps, 0, true) && maps_mask(l.maps, 1, true));
-    cr_expect(!maps_mask(l.maps, 2, true), "its words are not there");
-    cr_expect(!maps_mask(l.maps, 0, false), "the pass does not attend to words");
-    for (int i = 0; i < 2; i++)
-        b[i] = (struct branch){.adapter = f.a[i], .row1 = 2, .strength = 1};
-    f.r.map_watch = &watch;
-    free(output(&f, b, 2, &count));
-    cr_expect_eq(l.seen, 2 * f.m->unet->n_cross, "measured and run");
-    cr_expect(!maps_values(l.maps, 0, &h, &w), "before the first turn there are none");
-    maps_turn(l.maps, &how);
+    cr_assert_eq(maps_open(&m, f.m, &p, &cond, strategy("attend"), &err), 0, "%s", err.msg);
+    cr_expect(maps_mask(m, 0, true) && maps_mask(m, 1, true));
+    cr_expect(!maps_mask(m, 2, true), "its words are not there");
+    cr_expect(!maps_mask(m, 0, false), "the pass does not attend to words");
+    cr_expect(!maps_words(m, 0) && !maps_routed(m, 0, ROUTE_UP), "it has no gates");
+    cr_expect(!maps_values(m, 0, &h, &w), "before the first turn there are none");
+    look(&f, m, &how);
     float *want = test_floats(f.want, "spread", &n);
     for (int i = 0; i < 2; i++) {
-        const float *got = maps_values(l.maps, i, &h, &w);
+        const float *got = maps_values(m, i, &h, &w);
         cr_assert(got && h == 8 && w == 8, "%dx%d", w, h);
         double e = test_error(got, want + 64 * i, 64);
         cr_expect_leq(e, BOUND, "%d: %g", i, e);
     }
-    cr_expect(!maps_values(l.maps, 2, &h, &w));
-    maps_turn(l.maps, &how); /* nothing came: all stays */
-    cr_expect_leq(test_error(maps_values(l.maps, 0, &h, &w), want, 64), BOUND);
+    cr_expect(!maps_values(m, 2, &h, &w));
+    maps_turn(m, &how); /* nothing came: all stays */
+    cr_expect_leq(test_error(maps_values(m, 0, &h, &w), want, 64), BOUND);
     free(want);
-    maps_close(l.maps);
+    maps_close(m);
+    check_routes(&f, &p, &cond);
     conditions_release(&cond);
     prompt_release(&prompt);
     run_bare(&f.r);

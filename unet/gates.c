@@ -3,6 +3,7 @@
 #include "safetensors.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -92,7 +93,7 @@ void gates_values(const struct gates *g, int site, int c, const float *h, const 
                    (double)p[GATE_CROSS * c + i] * nh * nu;
         for (int k = 0; k < GATE_WAVES; k++)
             z += (double)wave[k] * (double)p[(GATE_TIME + k) * c + i];
-        out[i] = (float)(1 / (1 + exp(-z)));
+        out[i] = (float)((double)p[GATE_GAIN * c + i] / (1 + exp(-z)));
     }
 }
 
@@ -113,6 +114,8 @@ int gates_open(struct gates **out, struct device *dev, const struct sites *sites
                                           : err_nomem(err, (size_t)sites->n * 8);
     for (size_t i = 0; rc == 0 && i < safetensors_count(st); i++)
         rc = read_one(g, sites, safetensors_name(st, i), safetensors_at(st, i), err);
+    const char *model = rc == 0 ? safetensors_metadata(st, "model") : NULL;
+    snprintf(g->model, sizeof g->model, "%s", model ? model : "");
     if (st && rc < 0 && rc != ERR_NOMEM)
         err_prefix(err, "%.200s", file);
     safetensors_close(st);

@@ -17,6 +17,7 @@
 #define WEFT_GATES_H
 
 #include "backend.h"
+#include "hash.h"
 #include "loader.h"
 
 struct gates {
@@ -25,7 +26,8 @@ struct gates {
     float **host; /* the same as at, in host memory */
     float **
         at; /* [n_site] of GATE_ROWS x out, device memory; NULL: what is added there comes in whole */
-    bool *plain; /* [n_site] */
+    bool *plain;          /* [n_site] */
+    char model[HASH_HEX]; /* the fingerprint of the model they were learnt for; "": not told */
 };
 
 /* FILE is a safetensors of "unet.SITE" [GATE_ROWS, out], or [GATE_ROWS, 1] where all channels are alike. ERR_MISMATCH when a site is not in the model or has another
@@ -37,7 +39,7 @@ void gates_close(struct gates *g);
 bool gates_plain(const struct gates *g, int site);
 /* z of plain gates as z[0] + z[1] w; returns their gain. wave NULL: without the time. */
 float gates_line(const struct gates *g, int site, int c, const float *wave, float z[2]);
-/* sigmoid(z) of one place of one adapter, [c]: what the devices compute, in plain C for looking at. */
+/* gain o sigmoid(z) of one place of one adapter, [c]: what the devices compute, in plain C for looking at. */
 void gates_values(const struct gates *g, int site, int c, const float *h, const float *u,
                   const float *wave, float w, float *out);
 /* s(t) of a time in [0, 1000). */

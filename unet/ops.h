@@ -45,6 +45,9 @@ struct branch {
     /* Where in the picture it acts; NULL: everywhere. Norms it changes everywhere. */
     struct mask *mask;
     struct mask *words; /* w of the gates (gates.h); NULL: 0 */
+    /* The same where it is routed, by level and at sites of these kinds (route.h); NULL: as words. */
+    struct mask *routed[ROUTE_LEVELS];
+    unsigned kinds;
 };
 
 /* Told of every layer with a branch what it gives without any on that branch's rows, base, and what this branch alone

@@ -23,6 +23,14 @@ static const float *places_of(struct run *r, struct mask *m, const struct layer 
     return m && !l->placeless ? mask_at(m, t->h, t->w, r->measuring, &r->err) : NULL;
 }
 
+/* w of a branch at a layer. */
+static const float *words_at(struct run *r, const struct branch *b, const struct layer *l,
+                             const struct tensor *t)
+{
+    struct mask *m = b->kinds & route_kind(l->name) ? b->routed[route_level(l->name)] : NULL;
+    return places_of(r, m ? m : b->words, l, t);
+}
+
 /* Whether all that a branch adds at a layer comes in whole, whatever its strength. b NULL: it does. */
 static bool is_whole(const struct run *r, const struct branch *b, const struct layer *l)
 {
@@ -45,7 +53,7 @@ static struct share share_of(struct run *r, const struct branch *b, const struct
     if (p.at) /* it has its place, and no words */
         p.s /= 1 + expf(-z[0]);
     else
-        p.at = places_of(r, b->words, l, t);
+        p.at = words_at(r, b, l, t);
     return p;
 }
 
@@ -232,7 +240,7 @@ static void gate_layer(struct run *r, struct tensor *y, const struct layer *l,
     for (int i = 0; i < in.n; i++) {
         width[i] = 0;
         at[i] = NULL;
-        words[i] = places_of(r, b[i].words, l, h);
+        words[i] = words_at(r, &b[i], l, h);
         for (int k = 0; j && k < j->n; k++)
             width[i] += j->part[k] == i ? j->width[k] : 0;
         if (!width[i] && b[i].adapter->at[l->site]) {
@@ -271,7 +279,7 @@ static void watch_shares(struct run *r, const struct layer *l, const struct tens
             continue;
         for (int k = 0; k < in.n; k++) {
             width[k] = b[k].adapter->at[l->site] != NULL;
-            words[k] = places_of(r, b[k].words, l, &h);
+            words[k] = words_at(r, &b[k], l, &h);
         }
         r->gate_watch->saw(r->gate_watch->user, r, l, b, &h, &in);
     }

@@ -12,4 +12,11 @@ struct route {
     float tau, keep, least; /* keep 0: all count in full */
 };
 
+/* Or adapters are routed as wholes, at sites of some kinds, by level. */
+enum route_level { ROUTE_DOWN, ROUTE_MIDDLE, ROUTE_UP, ROUTE_LEVELS };
+enum { ROUTE_ATTENTION = 1, ROUTE_FF = 2, ROUTE_OTHER = 4, ROUTE_ALL = 7 };
+/* By a site's name as diffusers has it. */
+enum route_level route_level(const char *name);
+unsigned route_kind(const char *name);
+
 #endif

@@ -377,6 +377,7 @@ def main():
     p.add_argument("out")
     p.add_argument("--objective", choices=("superpose", "pairs", "margin", "mask"), default="superpose")
     p.add_argument("--without", nargs="*", default=[], choices=("time", "base", "own", "cross", "words", "gain", "level", "channels"))
+    p.add_argument("--fingerprint", default="", help="of the model, as weft model list --json says it")
     p.add_argument("--steps", type=int, default=1200)
     p.add_argument("--rate", type=float, default=.01)
     p.add_argument("--seed", type=int, default=0)
@@ -414,7 +415,7 @@ def main():
         losses.append(loss.item())
         if (i + 1) % 100 == 0:
             print(f"{i + 1} {time.time() - began:.0f} s, loss {sum(losses[-100:]) / 100:.4f}", flush=True)
-            save_file(gates.tensors(widths), o.out + ".tmp")
+            save_file(gates.tensors(widths), o.out + ".tmp", {"model": o.fingerprint})
             os.replace(o.out + ".tmp", o.out)
 
 
