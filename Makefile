@@ -163,4 +163,4 @@ distclean:
 install: all
 	install -D -m 755 build/weft $(DESTDIR)$(PREFIX)/bin/weft
 	mkdir -p $(DESTDIR)$(PREFIX)/share/weft
-	cp -r assets/model assets/scorer assets/retriever assets/adapters $(DESTDIR)$(PREFIX)/share/weft/
+	cp -r assets/model assets/scorer assets/retriever assets/gates assets/adapters $(DESTDIR)$(PREFIX)/share/weft/

@@ -197,6 +197,34 @@ Test(gates, values_are_what_is_computed)
     fixture_close(&f);
 }
 
+/* What ships is for the demo model, a number a place, and lets one adapter alone in whole (float16's precision). */
+Test(gates, shipped)
+{
+    struct fixture f = {0};
+    struct model *demo;
+    struct gates *g;
+    struct err err;
+    int n = 0;
+    fixture_open(&f, ISA_BEST);
+    cr_assert_eq(model_open(&demo, f.dev, "assets/model", &err), 0);
+    cr_assert_eq(gates_open(&g, f.dev, &demo->sites, "assets/gates/gates.safetensors", &err), 0,
+                 "%s", err.msg);
+    cr_expect_str_eq(g->model, demo->fingerprint);
+    for (int i = 0; i < g->n_site; i++)
+        if (g->at[i]) {
+            float z[2], wave[GATE_WAVES];
+            gate_waves(500, wave);
+            cr_expect(gates_plain(g, i), "%s", demo->sites.at[i].name);
+            float gain = gates_line(g, i, demo->sites.at[i].layer->out, wave, z);
+            cr_expect_float_eq(gain / (1 + expf(-z[0])), 1, 2e-3, "%s", demo->sites.at[i].name);
+            n++;
+        }
+    cr_expect_gt(n, 60);
+    gates_close(g);
+    model_close(demo);
+    fixture_close(&f);
+}
+
 /* Gates of another model are refused by name. */
 Test(gates, of_another_model)
 {

@@ -1,5 +1,5 @@
-"""Gates for adapters that share a picture: python gates.py MODEL ZOO OUT.safetensors [--objective superpose|pairs|margin|mask]
-[--steps N] [--without TERM …] [--seed N]
+"""Gates for adapters that share a picture: python gates.py MODEL ZOO OUT.safetensors --fingerprint F
+[--objective superpose|pairs|margin|mask] [--steps N] [--without TERM …] [--seed N]
 
 At a site with base output h and what adapter i adds to it, u_i, each [places, channels], become
 
@@ -8,7 +8,8 @@ At a site with base output h and what adapter i adds to it, u_i, each [places, c
 
 n: layer norm without scale, s: sines and cosines of t, w_i: how much the place attends to i's words rather than to the
 others' (compose/maps.h). (AutoLoRA, arXiv 2508.02107; its norms' own scale and shift give nothing more, t and w are
-ours.) The vectors, one a channel
+ours.) What ships has bias and words alone, a number a site, and gain 1 / sigmoid(bias), so that one adapter alone comes in
+whole: --without names what is left out. The vectors, one a channel
 and site, are shared by all adapters; they begin where out is the plain sum. ZOO is a folder of zoo.py: adapters of its
 train split, two at a time, beside each other as they were drawn when each was taught. What is learnt by:
 
@@ -56,7 +57,8 @@ def normed(x):
 
 
 class Gates(torch.nn.Module):
-    """The vectors of all sites; without: terms that stay 0, bias and gain that stay as they begin, all channels alike."""
+    """The vectors of all sites; without: terms that stay 0, a gain that follows the bias, a
+    bias and gain that stay as they begin (level), all channels alike."""
 
     def __init__(self, widths, without=()):
         super().__init__()
@@ -90,10 +92,10 @@ class Gates(torch.nn.Module):
         return 1 / self.bias[k].sigmoid() if "gain" in self.without else self.gain[k]
 
     def tensors(self, widths):
-        """Of each site [PARTS and WAVES, channels], float16."""
+        """Of each site [PARTS and WAVES, channels], or [.., 1] where all channels are alike, float16."""
         out = {}
         for s, n in widths.items():
-            k = s.replace(".", ":")
+            k, n = s.replace(".", ":"), 1 if "channels" in self.without else n
             rows = [(self.level(k) if p == "gain" else getattr(self, p)[k]).detach().expand(n)[None] for p in PARTS]
             out["unet." + s] = torch.cat([*rows, self.time[k].detach().expand(n, WAVES).T]).half().contiguous()
         return out
@@ -375,11 +377,11 @@ def main():
     p.add_argument("model")
     p.add_argument("zoo")
     p.add_argument("out")
-    p.add_argument("--objective", choices=("superpose", "pairs", "margin", "mask"), default="superpose")
-    p.add_argument("--without", nargs="*", default=[], choices=("time", "base", "own", "cross", "words", "gain", "level", "channels"))
+    p.add_argument("--objective", choices=("superpose", "pairs", "margin", "mask"), default="pairs")
+    p.add_argument("--without", nargs="*", default=["channels", "base", "cross", "time", "own", "gain"], choices=("time", "base", "own", "cross", "words", "gain", "level", "channels"))
     p.add_argument("--fingerprint", default="", help="of the model, as weft model list --json says it")
-    p.add_argument("--steps", type=int, default=1200)
-    p.add_argument("--rate", type=float, default=.01)
+    p.add_argument("--steps", type=int, default=600)
+    p.add_argument("--rate", type=float, default=.1)
     p.add_argument("--seed", type=int, default=0)
     o = p.parse_args()
     torch.set_num_threads(1)
