@@ -234,8 +234,9 @@ const float *maps_values(const struct maps *m, int i, int *h, int *w)
     *w = u->where ? u->where_w : m->grid.w;
     if (u->where)
         return u->where;
-    return divides(m, i) && m->grid.begun ? m->grid.mask + (size_t)i * (size_t)*h * (size_t)*w
-                                          : NULL;
+    return !m->gates && divides(m, i) && m->grid.begun
+               ? m->grid.mask + (size_t)i * (size_t)*h * (size_t)*w
+               : NULL;
 }
 
 /* ---- maps ------------------------------------------------------------------------------------ */

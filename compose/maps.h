@@ -27,7 +27,8 @@
  * MAPS_SHUT for all others.
  *
  * An adapter none of whose words is in the texts, and one that is meant for the whole picture, has no mask and no part
- * in the others'; nor has one that was given a place (use.where), whose mask stays that, in whatever pass it acts. Sums of softmaxes over tokens come from op_attention with values that say whose each token is.
+ * in the others'; nor has one that was given a place (use.where), whose mask stays that, in whatever pass it acts. Sums of
+ * softmaxes over tokens come from op_attention with values that say whose each token is.
  */
 #ifndef WEFT_MAPS_H
 #define WEFT_MAPS_H
@@ -59,7 +60,7 @@ int maps_add(struct maps *m, struct run *r, int cross, const struct tensor *q,
              struct err *err);
 /* Takes what came since the last one; nothing came: all stays. */
 void maps_turn(struct maps *m, const struct attend *how);
-/* The mask of adapter i as it stands, [*h, *w], borrowed; NULL: it acts everywhere, so far. */
+/* The mask of adapter i as it stands, [*h, *w], borrowed; NULL: it acts everywhere, so far, or gates say where. */
 const float *maps_values(const struct maps *m, int i, int *h, int *w);
 
 #endif
