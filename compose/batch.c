@@ -82,6 +82,17 @@ static int next_rows(struct batch *b)
 
 /* ---- adapters -------------------------------------------------------------------------------- */
 
+/* Whether a pass looks where words are attended to, and whether adapters act there. */
+static bool is_looking(const struct pass *q)
+{
+    return q->attend.sharp > 0 && q->attend.when != ATTEND_FOUND;
+}
+
+static bool is_masked(const struct pass *q)
+{
+    return q->attend.sharp > 0 && q->attend.when != ATTEND_LOOK;
+}
+
 /* The adapters of one row of the batch as branches; how many there are. */
 static int row_branches(const struct batch *b, int row, struct branch *to)
 {
@@ -103,7 +114,7 @@ static int row_branches(const struct batch *b, int row, struct branch *to)
                                 .route = q->route,
                                 .gated = q->gated};
         if (t->of->maps) {
-            to[n].mask = maps_mask(t->of->maps, act->adapter, q->attend.sharp > 0);
+            to[n].mask = maps_mask(t->of->maps, act->adapter, is_masked(q));
             to[n].words = q->gated ? maps_words(t->of->maps, act->adapter) : NULL;
             to[n].kinds = q->attend.kinds;
             for (int k = 0; k < ROUTE_LEVELS; k++)
@@ -222,7 +233,7 @@ static void saw_maps(void *user, struct run *r, int cross, const struct tensor *
     struct batch *b = user;
     for (int i = 0; i < q->n && !r->err.code; i++) {
         const struct turn *t = b->at[i].turn;
-        if (pass_of(&b->at[i])->attend.sharp > 0 && passes_half(t->of, b->at[i].row) == HALF_COND)
+        if (is_looking(pass_of(&b->at[i])) && passes_half(t->of, b->at[i].row) == HALF_COND)
             maps_add(t->of->maps, r, cross, q, k, how, i,
                      conditions_at(t->of->cond, b->at[i].row, t->step), &r->err);
     }
@@ -241,7 +252,7 @@ static void set_watch(struct batch *b, int n)
             b->run->watch = &b->watch;
         if (b->at[i].turn->of->p->gatemap)
             b->run->gate_watch = &b->gate_watch;
-        if (pass_of(&b->at[i])->attend.sharp > 0)
+        if (is_looking(pass_of(&b->at[i])))
             b->run->map_watch = &b->map_watch;
     }
 }
@@ -329,7 +340,7 @@ int batch_predict(struct batch *b, struct turn *turn, int n, struct err *err)
     }
     for (int i = 0; i < n && rc == 0; i++)
         for (int k = 0; k < turn[i].a->n_pass; k++)
-            if (turn[i].a->pass[k].attend.sharp > 0)
+            if (is_looking(&turn[i].a->pass[k]))
                 maps_turn(turn[i].of->maps, &turn[i].a->pass[k].attend);
     run_bare(b->run);
     return rc;

@@ -255,7 +255,8 @@ static int encode_init(struct canvas *c, struct run *pass, struct run *keep, str
     return rc;
 }
 
-int canvas_start(struct canvas *c, struct run *pass, struct run *keep, struct err *err)
+/* The first latent, and all that goes with it. */
+static int begin(struct canvas *c, struct run *pass, struct run *keep, struct err *err)
 {
     struct tensor *x = &c->slot[SLOT_X], *noise = &c->slot[SLOT_N];
     const struct tensor *both[2] = {x, noise};
@@ -263,8 +264,6 @@ int canvas_start(struct canvas *c, struct run *pass, struct run *keep, struct er
 
     rng_init(&c->rng, c->p.rng, c->p.seed);
     int rc = start_compose(c, err);
-    if (c->passes.maps)
-        maps_restart(c->passes.maps);
     if (rc == 0 && c->p.init)
         rc = encode_init(c, pass, keep, err);
     if (rc < 0)
@@ -277,11 +276,25 @@ int canvas_start(struct canvas *c, struct run *pass, struct run *keep, struct er
     return run_check(keep, err);
 }
 
+int canvas_start(struct canvas *c, struct run *pass, struct run *keep, struct err *err)
+{
+    if (c->passes.maps)
+        maps_restart(c->passes.maps);
+    return begin(c, pass, keep, err);
+}
+
+int canvas_rewind(struct canvas *c, int eval, struct run *pass, struct run *keep, struct err *err)
+{
+    if (!eval || eval != c->passes.n_probe)
+        return 0;
+    return begin(c, pass, keep, err);
+}
+
 bool canvas_turn(struct canvas *c, int eval, struct turn *t)
 {
-    if (eval >= c->sampler->n_eval)
+    if (eval >= passes_evals(&c->passes))
         return false;
-    const struct sampler_eval *e = &c->sampler->eval[eval];
+    const struct sampler_eval *e = &c->sampler->eval[passes_eval(&c->passes, eval)];
     *t = (struct turn){.of = &c->passes,
                        .a = &c->action,
                        .step = e->step,
@@ -294,7 +307,7 @@ bool canvas_turn(struct canvas *c, int eval, struct turn *t)
 
 int canvas_advance(struct canvas *c, int eval, struct run *keep, struct err *err)
 {
-    const struct sampler_eval *e = &c->sampler->eval[eval];
+    const struct sampler_eval *e = &c->sampler->eval[passes_eval(&c->passes, eval)];
     bool drawn = false;
     for (int i = 0; i < e->n_op; i++) {
         const struct sampler_op *op = &e->op[i];

@@ -38,6 +38,8 @@ void canvas_place(struct canvas *c, struct run *keep);
 int canvas_measure(struct canvas *c, struct run *pass, bool prepare, size_t *peak, double *flops,
                    struct err *err);
 int canvas_start(struct canvas *c, struct run *pass, struct run *keep, struct err *err);
+/* Before an evaluation: where a first phase is over, back to the first latent with the masks that it found. */
+int canvas_rewind(struct canvas *c, int eval, struct run *pass, struct run *keep, struct err *err);
 /* The turn of an evaluation, whose action is to be filled in; false: the picture has no more. */
 bool canvas_turn(struct canvas *c, int eval, struct turn *t);
 /* What the sampler does with slot M. */

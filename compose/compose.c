@@ -7,11 +7,20 @@
 
 extern const struct compose_strategy strategy_merge, strategy_switch, strategy_composite,
     strategy_cmlora, strategy_wswitch, strategy_wcomposite, strategy_superpose, strategy_mora,
-    strategy_gated, strategy_attend, strategy_router;
-const struct compose_strategy *const compose_strategies[] = {
-    &strategy_merge,   &strategy_switch,     &strategy_composite, &strategy_cmlora,
-    &strategy_wswitch, &strategy_wcomposite, &strategy_superpose, &strategy_mora,
-    &strategy_attend,  &strategy_gated,      &strategy_router,    NULL};
+    strategy_gated, strategy_attend, strategy_router, strategy_freefuse;
+const struct compose_strategy *const compose_strategies[] = {&strategy_merge,
+                                                             &strategy_switch,
+                                                             &strategy_composite,
+                                                             &strategy_cmlora,
+                                                             &strategy_wswitch,
+                                                             &strategy_wcomposite,
+                                                             &strategy_superpose,
+                                                             &strategy_mora,
+                                                             &strategy_attend,
+                                                             &strategy_gated,
+                                                             &strategy_router,
+                                                             &strategy_freefuse,
+                                                             NULL};
 
 /* Options that every strategy takes, behind its own. */
 enum { UNCOND, DEEPCACHE };
@@ -152,14 +161,19 @@ void action_act(struct action *a, int adapter, double w)
     a->pass[a->n_pass - 1].n_act++;
 }
 
+static void forget(struct compose *c)
+{
+    for (int i = 0; i <= COMPOSE_MAX_ADAPTERS; i++)
+        c->kept[i].step = -1;
+}
+
 int compose_start(struct compose *c, const struct compose_facts *facts, struct err *err)
 {
     if (facts->n_adapter > COMPOSE_MAX_ADAPTERS)
         return err_set(err, ERR_ARG, "%d adapters: %s takes up to %d", facts->n_adapter,
                        c->strategy->name, COMPOSE_MAX_ADAPTERS);
     c->facts = *facts;
-    for (int i = 0; i <= COMPOSE_MAX_ADAPTERS; i++)
-        c->kept[i].step = -1;
+    forget(c);
     return 0;
 }
 
@@ -220,6 +234,9 @@ void compose_next(struct compose *c, const struct compose_now *now, struct actio
 {
     int here[COMPOSE_MAX_ADAPTERS], n = 0;
     a->n_pass = a->n_act = 0;
+    if (now->probe != c->probing)
+        forget(c);
+    c->probing = now->probe;
     for (int i = 0; i < c->facts.n_adapter; i++) {
         const struct compose_adapter *b = &c->facts.adapter[i];
         if (now->step + 1 >= b->from && (!b->to || now->step + 1 <= b->to))

@@ -45,6 +45,7 @@ struct compose_facts {
 struct compose_now {
     int step;       /* of the sampler, counted from 0; several evaluations may belong to one */
     int eval;       /* counted from 0 */
+    bool probe;     /* of a first phase, after which the picture begins anew */
     unsigned texts; /* the same number as long as the texts are the same */
 };
 
@@ -61,10 +62,13 @@ enum deep {
     DEEP_REUSE, /* a short pass: first level down, last level up, the slot between them */
 };
 
-/* Where each adapter acts, by where its words are attended to (maps.h). sharp 0: everywhere. top: of how many adapters
+/* Where each adapter acts, by where its words are attended to (maps.h). sharp 0: everywhere. when: masks follow from pass
+ * to pass; are looked for, while all act everywhere; or stay as they were found (whole places, `leak` in others'). top: of how many adapters
  * at a place the gates let anything through, on the way down, in the middle and on the way up (0: of all), at the sites of
  * these kinds (unet/route.h). */
+enum attend_when { ATTEND_FOLLOW, ATTEND_LOOK, ATTEND_FOUND };
 struct attend {
+    enum attend_when when;
     float sharp, leak, keep;
     int top[ROUTE_LEVELS];
     unsigned kinds;
@@ -97,12 +101,14 @@ struct compose_option {
 struct compose;
 struct compose_strategy {
     const char *name;
-    const char *about;                   /* one line */
-    const char *more;                    /* how, and whose */
-    bool gates;                          /* needs the model's */
-    bool routes;                         /* uses attend.top */
-    bool weighs;                         /* wants to know part and match */
-    bool words;                          /* and the adapters' words */
+    const char *about; /* one line */
+    const char *more;  /* how, and whose */
+    bool gates;        /* needs the model's */
+    bool routes;       /* uses attend.top */
+    bool weighs;       /* wants to know part and match */
+    bool words;        /* and the adapters' words */
+    /* Steps of a first phase, whose picture is thrown away; NULL: none. */
+    int (*probe)(const struct compose *c);
     const struct compose_option *option; /* ends with key NULL; NULL: none of its own */
     /* Fills in passes with their acts and mix; deep features and `uncond` are laid over them by compose_next.
      * `here` are the adapters that act in this step, at least one. */
@@ -117,6 +123,7 @@ struct compose {
     double option[COMPOSE_MAX_OPTIONS]; /* in the order of strategy->option */
     struct compose_facts facts;
     double common[COMPOSE_COMMON]; /* in the order of compose_common */
+    bool probing;                  /* the last evaluation was of a first phase */
     struct kept {                  /* what each slot holds */
         int step;                  /* of the pass that kept it, -1: nothing */
         unsigned texts;
@@ -131,7 +138,7 @@ int compose_open(struct compose **out, const char *text, struct err *err);
 void compose_close(struct compose *c);
 /* Begins a picture (again). ERR_ARG for more than COMPOSE_MAX_ADAPTERS adapters. */
 int compose_start(struct compose *c, const struct compose_facts *facts, struct err *err);
-/* The action of the next evaluation; `now` moves forward only. */
+/* The action of the next evaluation; `now` moves forward only, but for once, behind a first phase. */
 void compose_next(struct compose *c, const struct compose_now *now, struct action *a);
 /* Whether the adapters act alike in all passes of all steps that they act in, so that they could as well be
  * folded into the weights. */

@@ -160,7 +160,7 @@ static int evaluations(const struct generator *g)
 {
     int n = 0;
     for (int i = 0; i < g->n; i++)
-        n = g->canvas[i].sampler->n_eval > n ? g->canvas[i].sampler->n_eval : n;
+        n = passes_evals(&g->canvas[i].passes) > n ? passes_evals(&g->canvas[i].passes) : n;
     return n;
 }
 
@@ -170,7 +170,7 @@ static bool alike(const struct generator *g, int first, int last, int a, int b)
     bool same = true;
     for (int i = first; i < last && same; i++) {
         const struct canvas *c = &g->canvas[i];
-        int n = c->sampler->n_eval;
+        int n = passes_evals(&c->passes);
         same = (a < n) == (b < n) && (a >= n || c->passes.which[a] == c->passes.which[b]);
     }
     return same;
@@ -321,7 +321,7 @@ static int advance(struct generator *g, int eval, struct err *err)
 {
     int rc = 0;
     for (int i = 0; i < g->n && rc == 0; i++)
-        if (eval < g->canvas[i].sampler->n_eval)
+        if (eval < passes_evals(&g->canvas[i].passes))
             rc = canvas_advance(&g->canvas[i], eval, &g->keep, err);
     return rc;
 }
@@ -351,6 +351,8 @@ int generator_run(struct generator *g, struct image *im, generate_progress *prog
     rc = rc < 0 ? rc : start(g, err);
     for (int i = 0; i < n && rc == 0; i++) {
         rc = go_on(progress, user, i, n, err);
+        for (int k = 0; k < g->n && rc == 0; k++)
+            rc = canvas_rewind(&g->canvas[k], i, &g->pass, &g->keep, err);
         rc = rc < 0 ? rc : batch_predict(&g->batch, g->turn, turns(g, 0, g->n, i, false), err);
         rc = rc < 0 ? rc : advance(g, i, err);
     }

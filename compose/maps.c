@@ -10,6 +10,7 @@ struct grid {
     /* [adapters, h*w]: of this step, of all so far, what follows, one attention's at its own size; [h*w] one map */
     float *now, *past, *mask, *site, *wide;
     float *weight; /* [adapters], of what `now` has */
+    int *owner;    /* [h*w] */
     bool begun;    /* `past` has something */
 };
 
@@ -44,6 +45,9 @@ static bool divides(const struct maps *m, int i)
 }
 
 /* ---- words ----------------------------------------------------------------------------------- */
+
+enum { MAPS_ROUNDS = 15 };
+#define MAPS_RATE 1.f /* of the biases that even out who has how much */
 
 enum { PHRASE_MAX = 256 }; /* ids; what is longer is not looked for */
 
@@ -183,6 +187,7 @@ void maps_close(struct maps *m)
     free(m->mask);
     free(m->owns);
     free(m->grid.now);
+    free(m->grid.owner);
     free(m->grid.weight);
     free(m->host);
     free(m);
@@ -258,8 +263,10 @@ static int make_room(struct maps *m, const struct tensor *q, const struct tensor
     if (places > (size_t)g->h * (size_t)g->w) {
         size_t all = places * (size_t)m->n;
         free(g->now);
+        free(g->owner);
         g->now = calloc(4 * all + places + 1, sizeof *g->now);
-        if (!g->now)
+        g->owner = calloc(places + 1, sizeof *g->owner);
+        if (!g->now || !g->owner)
             return err_nomem(err, 4 * all * sizeof *g->now);
         g->past = g->now + all;
         g->mask = g->past + all;
@@ -393,6 +400,60 @@ static void divide(struct maps *m, size_t place, const struct attend *how)
     }
 }
 
+/* Whose each place is: the adapter's with the largest ln M_i + bias_i, the biases being such that all have about as many
+ * places; -1: nobody's. */
+static void find_owners(const struct maps *m, int *owner)
+{
+    size_t all = (size_t)m->grid.h * (size_t)m->grid.w;
+    float bias[COMPOSE_MAX_ADAPTERS] = {0};
+    int n = 0;
+    for (int i = 0; i < m->n; i++)
+        n += divides(m, i);
+    for (int round = 0; round < MAPS_ROUNDS; round++) {
+        float count[COMPOSE_MAX_ADAPTERS] = {0};
+        for (size_t p = 0; p < all; p++) {
+            float most = -INFINITY;
+            owner[p] = -1;
+            for (int i = 0; i < m->n; i++) {
+                float x = divides(m, i) ? logf(past_of(m, i, p)) + bias[i] : -INFINITY;
+                owner[p] = x > most ? i : owner[p];
+                most = fmaxf(x, most);
+            }
+            if (owner[p] >= 0)
+                count[owner[p]] += 1 / (float)all;
+        }
+        for (int i = 0; i < m->n && n; i++)
+            bias[i] += MAPS_RATE * (1 / (float)n - count[i]);
+    }
+}
+
+/* The owner of most of the places around one, of equals its own. */
+static int vote(const struct maps *m, const int *owner, int y, int x)
+{
+    const struct grid *g = &m->grid;
+    int count[COMPOSE_MAX_ADAPTERS] = {0}, own = owner[y * g->w + x], best = own;
+    for (int i = y - 1; i <= y + 1; i++)
+        for (int j = x - 1; j <= x + 1; j++)
+            if (i >= 0 && i < g->h && j >= 0 && j < g->w && owner[i * g->w + j] >= 0)
+                count[owner[i * g->w + j]]++;
+    for (int i = 0; i < m->n && own >= 0; i++)
+        best = count[i] > count[best] ? i : best;
+    return best;
+}
+
+/* Each place to one adapter; of the others `leak` acts there. */
+static void share_out(struct maps *m, float leak)
+{
+    struct grid *g = &m->grid;
+    find_owners(m, g->owner);
+    for (int y = 0; y < g->h; y++)
+        for (int x = 0; x < g->w; x++) {
+            int of = vote(m, g->owner, y, x);
+            for (int i = 0; i < m->n; i++)
+                *mask_of(m, i, (size_t)(y * g->w + x)) = i == of ? 1 : leak;
+        }
+}
+
 /* w of each at a place. */
 static void see(struct maps *m, size_t place)
 {
@@ -452,7 +513,9 @@ void maps_turn(struct maps *m, const struct attend *how)
         return;
     g->begun = true;
     forget_step(g, m->n);
-    for (size_t p = 0; p < all; p++)
+    if (how->when == ATTEND_LOOK)
+        share_out(m, how->leak);
+    for (size_t p = 0; p < all && how->when != ATTEND_LOOK; p++)
         if (m->gates)
             see(m, p);
         else

@@ -19,7 +19,9 @@
  *
  *     leak + (1 - leak) M_i(p)^sharp / sum over j of M_j(p)^sharp
  *
- * or, for a strategy with gates, what these see of it (w in unet/gates.h) is
+ * (in a first phase that looks for whole places, FreeFuse's: 1 where ln M_i + bias_i is the largest by a vote of the 3 x 3
+ * places around, and leak elsewhere, the biases evening out who has how much; without their likeness of features and
+ * gravity), or, for a strategy with gates, what these see of it (w in unet/gates.h) is
  *
  *     w_i(p) = ln M_i(p) - mean of ln M_j(p) over the others, within MAPS_MOST either way
  *

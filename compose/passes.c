@@ -63,6 +63,7 @@ static bool same_kind(const struct action *a, const struct action *b)
     for (int i = 0; i < a->n_pass && same; i++)
         same = a->pass[i].n_act == b->pass[i].n_act && a->pass[i].deep == b->pass[i].deep &&
                !(a->pass[i].attend.sharp > 0) == !(b->pass[i].attend.sharp > 0) &&
+               a->pass[i].attend.when == b->pass[i].attend.when &&
                !a->pass[i].mix[0] == !b->pass[i].mix[0] && !a->pass[i].mix[1] == !b->pass[i].mix[1];
     for (int i = 0; i < a->n_act && same; i++) {
         const double *v = a->act[i].w, *w = b->act[i].w;
@@ -143,9 +144,21 @@ static int note(struct passes *p, const struct action *a, int eval, struct err *
     return rc < 0 ? rc : note_sets(p, a, err);
 }
 
+int passes_evals(const struct passes *p)
+{
+    return p->n_probe + p->sampler->n_eval;
+}
+
+int passes_eval(const struct passes *p, int eval)
+{
+    return eval < p->n_probe ? eval : eval - p->n_probe;
+}
+
 void passes_next(const struct passes *p, int eval, struct action *a)
 {
-    struct compose_now now = {.step = p->sampler->eval[eval].step, .eval = eval};
+    int of = passes_eval(p, eval);
+    struct compose_now now = {
+        .step = p->sampler->eval[of].step, .eval = of, .probe = eval < p->n_probe};
     for (int i = 0; i < p->cond->n_row; i++)
         now.texts = now.texts * 31 + (unsigned)conditions_at(p->cond, i, now.step);
     compose_next(p->compose, &now, a);
@@ -153,8 +166,12 @@ void passes_next(const struct passes *p, int eval, struct action *a)
 
 int passes_plan(struct passes *p, struct err *err)
 {
-    int n = p->sampler->n_eval, rc = 0;
+    const struct compose_strategy *how = p->compose->strategy;
+    int steps = how->probe ? how->probe(p->compose) : 0, rc = 0;
     struct action a;
+    while (p->n_probe < p->sampler->n_eval && p->sampler->eval[p->n_probe].step < steps)
+        p->n_probe++;
+    int n = passes_evals(p);
     p->which = calloc((size_t)n + 1, sizeof *p->which);
     if (!p->which)
         return err_nomem(err, (size_t)n * sizeof *p->which);

@@ -36,7 +36,8 @@ struct passes {
     bool guided; /* row 0 is the negative prompt's */
 
     struct action *kind; /* actions that differ in what they run, not in by how much */
-    int *which;          /* [evaluations] the kind of each */
+    int *which;          /* [n_probe and the sampler's evaluations] the kind of each */
+    int n_probe;         /* evaluations of a first phase, those that the sampler begins with */
     int n_kind, total;   /* total: rows over all evaluations */
     struct maps *maps;   /* NULL: nothing wants any */
     struct text_set *set;
@@ -47,6 +48,9 @@ struct passes {
 };
 
 int passes_plan(struct passes *p, struct err *err);
+/* All evaluations there are, and which of the sampler's one of them is. */
+int passes_evals(const struct passes *p);
+int passes_eval(const struct passes *p, int eval);
 /* What the strategy wants at an evaluation. */
 void passes_next(const struct passes *p, int eval, struct action *a);
 /* Every time in the same order, also while `keep` is measuring. */

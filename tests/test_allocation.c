@@ -164,7 +164,8 @@ Test(allocation, none_after_the_first_step)
                                           "mora",
                                           "gated",
                                           "attend:keep=.2",
-                                          "router"};
+                                          "router",
+                                          "freefuse"};
     struct fixture f;
     if (!COUNTED)
         cr_skip_test("the sanitizer's malloc cannot be counted");

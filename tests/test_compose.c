@@ -288,6 +288,22 @@ Test(compose, gated_is_one_pass_through_gates)
     compose_close(c);
 }
 
+Test(compose, freefuse_looks_first)
+{
+    struct compose *c = start("freefuse:phase=.25,leak=.1", 2, NULL);
+    struct action a;
+    cr_expect_eq(c->strategy->probe(c), 8, "a quarter of 30 steps");
+    compose_next(c, &(struct compose_now){.probe = true}, &a);
+    cr_expect(a.n_pass == 1 && a.pass[0].attend.when == ATTEND_LOOK);
+    a = next(c, 0);
+    cr_expect(a.n_pass == 1 && a.pass[0].n_act == 2 && a.pass[0].attend.when == ATTEND_FOUND);
+    cr_expect_float_eq(a.pass[0].attend.leak, .1f, 1e-9);
+    compose_close(c);
+    c = start("freefuse", 1, NULL);
+    cr_expect_eq(c->strategy->probe(c), 0, "one alone has the picture");
+    compose_close(c);
+}
+
 Test(compose, router_says_how_many_and_where)
 {
     struct compose *c = start("router:k=2,at=ff,middle=1", 3, NULL);

@@ -145,6 +145,24 @@ Test(compose, attend_where_nothing_is_divided_is_merge)
     fixture_close(&f);
 }
 
+/* A first phase whose picture is thrown away: with masks of 1 behind it, merge. */
+Test(compose, freefuse_begins_anew)
+{
+    struct fixture f;
+    fixture_open(&f, "an owl on a castle");
+    struct made sum = make(&f, "merge", 2, false), all = make(&f, "freefuse:leak=1", 2, false),
+                some = make(&f, "freefuse", 2, false);
+    cr_expect_lt(test_error(all.latent, sum.latent, sum.n), 1e-4);
+    cr_expect_gt(test_error(some.latent, sum.latent, sum.n), 1e-3);
+    cr_expect_eq(some.passes, sum.passes / 6 * (6 + 2), "two of six steps come first");
+    cr_expect(same(&f, "freefuse", 2, "freefuse", 2));
+    cr_expect(same(&f, "freefuse", 1, "merge", 1));
+    free(sum.latent);
+    free(all.latent);
+    free(some.latent);
+    fixture_close(&f);
+}
+
 Test(compose, gated)
 {
     struct fixture f;
@@ -281,7 +299,7 @@ Test(compose, batches_change_nothing)
 
 /* Pictures made together, as different as they come: strategies, adapters, prompts of one chunk and two,
  * samplers with one evaluation a step and two, sizes, guidance or none, lengths. */
-enum { TOGETHER = 17 };
+enum { TOGETHER = 19 };
 static const struct {
     const char *compose, *prompt, *sampler;
     int first, n, steps, w;
@@ -302,6 +320,8 @@ static const struct {
     {"gated", "an owl", NULL, 0, 3, 6, 64, 7},
     {"gated:uncond=base", "an owl", "euler", 0, 1, 5, 64, 7},
     {"attend", "an owl on a castle", NULL, 0, 3, 6, 64, 7},
+    {"freefuse", "an owl on a castle", NULL, 0, 3, 6, 64, 7},
+    {"freefuse:phase=.4,deepcache=2", "an owl on a castle", "heun", 0, 2, 5, 64, 3},
     {"router:at=attention", "an owl on a castle", NULL, 0, 3, 6, 64, 7},
     {"attend:uncond=base,deepcache=2", "an [owl:castle:2] AND a red castle", "heun", 0, 2, 5, 96,
      3},
