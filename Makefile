@@ -113,7 +113,7 @@ demo: deps
 	@echo 'demo.png was made by'
 	@echo '    $(DEMO)'
 DEMO := build/weft compare "a kite on the left and a lantern on the right" --auto -v \
-        --home build/demo/home --compose none --compose merge --compose superpose:uncond=base \
+        --home build/demo/home --compose none --compose merge --compose gated:uncond=base \
         --seed 1 --cfg 2 --cell 384 -o demo.png
 
 .PHONY: test

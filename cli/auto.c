@@ -214,15 +214,17 @@ static int put_trigger(struct making *m, const struct auto_pick *p, struct err *
     return rc;
 }
 
-static int propose(const struct making *m, struct err *err)
+static int propose(struct making *m, struct err *err)
 {
-    char list[300] = "";
+    char list[300] = "", how[60] = "";
     for (int i = 0; i < m->n_pick; i++)
         snprintf(list + strlen(list), sizeof list - strlen(list), " -a %.40s", m->pick[i].name);
+    if (m->n_pick > 1)
+        snprintf(how, sizeof how, " --compose %s", making_best(m));
     return err_set(err, ERR_MISMATCH,
                    "--auto proposes%s%s; how sure that is was not measured on this model: --yes "
                    "takes it",
-                   list, m->n_pick > 1 ? " --compose superpose:uncond=base" : "");
+                   list, how);
 }
 
 int auto_choose(struct making *m, struct err *err)
@@ -246,6 +248,6 @@ int auto_choose(struct making *m, struct err *err)
     for (int i = 0; i < m->n_pick && rc == 0; i++)
         rc = request_add_adapter(&m->r, m->pick[i].name, err);
     if (rc == 0 && m->n_pick > 1 && !m->r.compose)
-        rc = request_set(&m->r.compose, "superpose:uncond=base", err);
+        rc = request_set(&m->r.compose, making_best(m), err);
     return rc;
 }

@@ -75,6 +75,10 @@ int making_parse(struct making *m, const struct option *o, int argc, char **argv
 int making_request(struct making *m, const char *prompt, struct err *err);
 /* Device and model, unless they are there. */
 int making_model(struct making *m, struct err *err);
+/* Whether there are gates for the model, those of --gates or its own: then they are open. */
+bool making_gates(struct making *m);
+/* The strategy that shows most of two adapters on the model. */
+const char *making_best(struct making *m);
 /* Prompts, device, model, adapters, their words and the picture to start from. */
 int making_load(struct making *m, struct err *err);
 /* The request as the generator takes it; its size becomes known. p->use is m->use. */

@@ -45,8 +45,8 @@ Test(cli_auto, chooses_by_weights)
     cr_expect(strstr(s.out, "\"phrase\":\"lantern\",\"name\":\"x3\""), "%s", s.out);
     /* the same by hand */
     weft(&s, "render", "a sks kite on the left and a sks lantern on the right", "-a", "x1", "-a",
-         "x3", "--compose", "superpose:uncond=base", "--home", in(&s, "home"), "--seed", "1",
-         "--steps", "2", "-o", in(&s, "hand.png"), NULL);
+         "x3", "--compose", "gated:uncond=base", "--home", in(&s, "home"), "--seed", "1", "--steps",
+         "2", "-o", in(&s, "hand.png"), NULL);
     cr_assert_eq(s.code, 0, "%s", s.err);
     cr_assert_eq(file_read(&a, &n_a, in(&s, "auto.png"), 1 << 24, &err), 0, "%s", err.msg);
     cr_assert_eq(file_read(&b, &n_b, in(&s, "hand.png"), 1 << 24, &err), 0, "%s", err.msg);

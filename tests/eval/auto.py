@@ -97,7 +97,8 @@ def main():
                    stdout=subprocess.DEVNULL)
     by, eyes, lines, seen = {r["name"]: r for r in rows}, Eyes(o.judge), [], []
     for i, (prompt, *two) in enumerate(prompts(rows, o.count)):
-        hand = [x for r in two for x in ("-a", r["name"])] + ["--compose", "superpose:uncond=base"]
+        hand = [x for r in two for x in ("-a", f"{r['name']},word={r['thing']}")] + [
+            "--compose", "gated:uncond=base"]
         how = {"none": [], "auto": ["--auto"], "hand": hand}
         drawn, steps = (WAYS, o.steps) if i < o.draw else (("auto",), "1")
         got = {w: render(o, f"{i:03}-{w}", prompt, "--steps", steps, *how[w]) for w in drawn}
