@@ -248,7 +248,7 @@ bool making_gates(struct making *m)
 /* tests/eval/compose-test.csv: of two adapters, one pass through gates shows both more often than superpose with two. */
 const char *making_best(struct making *m)
 {
-    return making_gates(m) ? "gated:uncond=base" : "superpose:uncond=base";
+    return m->gates_file || making_gates(m) ? "gated:uncond=base" : "superpose:uncond=base";
 }
 
 int making_load(struct making *m, struct err *err)

@@ -18,7 +18,7 @@ train split, two at a time, beside each other as they were drawn when each was t
     pairs    the denoiser's own loss, through all of it: pictures of both, of one beside an adapter that is not meant,
              of one alone, and of neither
     margin   AutoLoRA's: pictures of one, which are to be denoised with its words, and not with the other's; the same
-             noise for both, and a margin relative to the loss
+             noise for both, and a margin relative to the loss (its texts have one adapter's words: it teaches nothing of w)
     mask     no way back through the denoiser: at each site what comes in is to be what each adapter adds in its own
              half of the picture, and on its own words where texts arrive
 """
@@ -360,11 +360,11 @@ def step_mask(unet, both, some):
     def ask(site, h, u, shape):
         want = (masks(some, site, u.shape[2], shape) * u).sum(1)
         with torch.enable_grad():
-            got = both.gates(site, h.detach(), u.detach(), both.wave)
+            got = both.gates(site, h.detach(), u.detach(), both.wave, both.words(site, u.shape[2]))
             loss.append(((got - want) ** 2).sum((1, 2)) / (u ** 2).sum((1, 2, 3)).clamp(min=1e-8))
         return want
 
-    both.put([s["some"] for s in some], t)
+    both.put([s["some"] for s in some], t, divided(unet, both, some, x, t, h))
     both.ask = ask
     with torch.no_grad():
         unet(x, t, h)
