@@ -27,7 +27,7 @@ struct bench {
     struct model other; /* the demo model with another UNet */
     float *values;      /* of all factors */
     struct use use[MOST];
-    struct gates gates; /* where adapters act, all open */
+    struct gates gates; /* where adapters act, all open, a number a place */
     struct prompt prompt, negative;
     struct generator *g;
 };
@@ -91,7 +91,9 @@ static int open_gates(struct bench *b, struct err *err)
     g->dev = b->dev;
     g->n_site = b->m->sites.n;
     g->at = calloc((size_t)g->n_site + 1, sizeof *g->at);
-    int rc = g->at ? 0 : err_nomem(err, (size_t)g->n_site * sizeof *g->at);
+    g->host = calloc((size_t)g->n_site + 1, sizeof *g->host);
+    g->plain = calloc((size_t)g->n_site + 1, sizeof *g->plain);
+    int rc = g->at && g->host && g->plain ? 0 : err_nomem(err, (size_t)g->n_site * sizeof *g->at);
     for (int i = 0; i < g->n_site && rc == 0; i++) {
         if (!bench_adapts(&b->m->sites.at[i]))
             continue;
@@ -105,7 +107,8 @@ static int open_gates(struct bench *b, struct err *err)
         }
         if (rc == 0)
             b->dev->be->store(b->dev, g->at[i], host, n);
-        free(host);
+        g->host[i] = host;
+        g->plain[i] = true;
     }
     return rc;
 }
@@ -154,9 +157,13 @@ static void close_all(struct bench *b)
     generator_close(b->g);
     for (int i = 0; i < MOST; i++)
         adapter_free((struct adapter *)b->use[i].adapter);
-    for (int i = 0; b->gates.at && i < b->gates.n_site; i++)
+    for (int i = 0; b->gates.at && b->gates.host && i < b->gates.n_site; i++) {
         if (b->gates.at[i])
             b->dev->be->free(b->dev, b->gates.at[i]);
+        free(b->gates.host[i]);
+    }
+    free(b->gates.host);
+    free(b->gates.plain);
     free(b->gates.at);
     prompt_release(&b->prompt);
     prompt_release(&b->negative);
@@ -280,32 +287,39 @@ static double plan_seconds(const struct bench *b, const char *compose, int n, st
 
 static int bench_strategies(struct bench *b, const struct cell *bare, struct err *err)
 {
-    static const char *const compose[] = {"merge",
-                                          "gated",
-                                          "mora",
-                                          "attend",
-                                          "merge:uncond=base",
-                                          "merge:deepcache=3",
-                                          "switch:tau=1",
-                                          "wswitch",
-                                          "composite",
-                                          "wcomposite",
-                                          "cmlora",
-                                          "superpose",
-                                          "superpose:uncond=base"};
+    /* the second time gates look at features too, channel by channel */
+    static const char full[] = "gated";
+    const char *const compose[] = {"merge",
+                                   "gated",
+                                   full,
+                                   "mora",
+                                   "attend",
+                                   "merge:uncond=base",
+                                   "merge:deepcache=3",
+                                   "switch:tau=1",
+                                   "wswitch",
+                                   "composite",
+                                   "wcomposite",
+                                   "cmlora",
+                                   "superpose",
+                                   "superpose:uncond=base"};
     static const int counts[] = {1, 2, 3, 4, 5, 6, 8}, few[] = {1, 2};
     const int *n = b->sd15 ? few : counts;
     int n_count = b->sd15 ? 2 : (int)(sizeof counts / sizeof *counts), rc = 0;
     if (!b->json)
         printf("\n%-20s n         ms    times      ops       MB  planning %%\n", b->on);
-    for (size_t i = 0; i < sizeof compose / sizeof *compose && rc == 0; i++)
+    for (size_t i = 0; i < sizeof compose / sizeof *compose && rc == 0; i++) {
+        for (int s = 0; s < b->gates.n_site; s++)
+            b->gates.plain[s] = b->gates.host[s] && compose[i] != full;
         for (int k = 0; k < n_count && rc == 0; k++) {
             struct cell c = {0};
             rc = measure(b, compose[i], n[k], false, &c, err);
             if (rc < 0)
                 break;
-            row(b, compose[i], n[k], &c, bare, plan_seconds(b, compose[i], n[k], err));
+            row(b, compose[i] == full ? "gated, in full" : compose[i], n[k], &c, bare,
+                plan_seconds(b, compose[i], n[k], err));
         }
+    }
     return rc;
 }
 
