@@ -156,7 +156,7 @@ static int open_gates(struct making *m, struct err *err)
         gates_close(m->gates);
         m->gates = NULL;
         rc = err_set(err, ERR_ARG,
-                     "gated needs gates that were learnt for this model: --gates FILE; "
+                     "gated and router need gates that were learnt for this model: --gates FILE; "
                      "assets/train/gates.py learns them");
     }
     free(folder);
