@@ -1,6 +1,9 @@
-/* A request from the `parameters` text of a picture that another program made. */
+/* The `parameters` text: a request from that of a picture that another program made, and one as others read it. */
+#include "cli.h"
 #include "infotext.h"
 #include "request.h"
+
+#include "unet/file.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -185,4 +188,125 @@ int request_from_parameters(struct request *r, const char *text, char **note, st
     free(w.missing);
     infotext_release(&t);
     return rc;
+}
+
+/* ---- writing ----------------------------------------------------------------------------------- */
+
+/* Names in A1111's menus. */
+static const char *const a1111_samplers[][2] = {
+    {"ddim", "DDIM"}, {"pndm", "PLMS"},         {"euler", "Euler"}, {"euler_a", "Euler a"},
+    {"heun", "Heun"}, {"dpmpp_2m", "DPM++ 2M"}, {"unipc", "UniPC"}, {"lcm", "LCM"}};
+#define N_A1111 (sizeof a1111_samplers / sizeof *a1111_samplers)
+
+static const char *a1111_sampler(const char *name)
+{
+    for (size_t i = 0; i < N_A1111; i++)
+        if (!strcmp(name, a1111_samplers[i][0]))
+            return a1111_samplers[i][1];
+    return name;
+}
+
+const char *request_sampler_of(const char *a1111, size_t len)
+{
+    for (size_t i = 0; i < N_A1111; i++)
+        if (strlen(a1111_samplers[i][1]) == len && !memcmp(a1111, a1111_samplers[i][1], len))
+            return a1111_samplers[i][0];
+    return NULL;
+}
+
+/* A value as A1111 writes it: in JSON's quotes where it holds a sign that ends values. */
+static void put_value(FILE *f, const char *text)
+{
+    json_t *s = strpbrk(text, ",:\"\n") ? json_string(text) : NULL;
+    char *quoted = s ? json_dumps(s, JSON_ENCODE_ANY) : NULL;
+    fputs(quoted ? quoted : text, f);
+    free(quoted);
+    json_decref(s);
+}
+
+/* The prompt, with a tag for each adapter it does not name itself. */
+static void put_prompt(FILE *f, const struct request *r)
+{
+    fputs(r->prompt, f);
+    for (int i = 0; i < r->n_adapter; i++) {
+        const struct request_adapter *a = &r->adapter[i];
+        char *name = a->in_prompt ? NULL : a->name ? strdup(a->name) : file_stem(a->path);
+        if (!name)
+            continue;
+        fprintf(f, " <lora:%s:%g", name, a->te);
+        if (a->unet != a->te)
+            fprintf(f, ":%g", a->unet);
+        fputc('>', f);
+        free(name);
+    }
+    if (r->negative && *r->negative)
+        fprintf(f, "\nNegative prompt: %s", r->negative);
+}
+
+/* ", KEY: " and the list that m was opened for. */
+static void put_list(FILE *f, const char *key, FILE *m, char **list)
+{
+    fclose(m);
+    fprintf(f, ", %s: ", key);
+    put_value(f, *list);
+    free(*list);
+}
+
+static void put_hashes(FILE *f, const struct request *r)
+{
+    char *list = NULL;
+    size_t size = 0;
+    FILE *m = r->n_adapter ? open_memstream(&list, &size) : NULL;
+    for (int i = 0; i < r->n_adapter && m; i++) {
+        const struct request_adapter *a = &r->adapter[i];
+        char *name = a->name ? strdup(a->name) : file_stem(a->path);
+        fprintf(m, "%s%s: %.12s", i ? ", " : "", name ? name : "", r->adapter[i].sha256);
+        free(name);
+    }
+    if (m)
+        put_list(f, "Lora hashes", m, &list);
+    m = r->n_embedding ? open_memstream(&list, &size) : NULL;
+    for (int i = 0; i < r->n_embedding && m; i++) {
+        char *name = file_stem(r->embedding[i].path);
+        fprintf(m, "%s%s: %.12s", i ? ", " : "",
+                r->embedding[i].name ? r->embedding[i].name
+                : name               ? name
+                                     : "",
+                r->embedding[i].sha256);
+        free(name);
+    }
+    if (m)
+        put_list(f, "TI hashes", m, &list);
+}
+
+char *request_to_parameters(const struct request *r, const char *model_name,
+                            const char *sampler_name, struct err *err)
+{
+    char *text = NULL;
+    size_t size = 0;
+    FILE *f = open_memstream(&text, &size);
+    if (!f) {
+        err_nomem(err, 1024);
+        return NULL;
+    }
+    put_prompt(f, r);
+    fprintf(f, "\nSteps: %d, Sampler: %s", r->steps, a1111_sampler(sampler_name));
+    if (r->schedule && !strcmp(r->schedule, "karras"))
+        fputs(", Schedule type: Karras", f);
+    fprintf(f, ", CFG scale: %g, Seed: %llu, Size: %dx%d, Model: ", r->cfg,
+            (unsigned long long)r->seed, r->size[0], r->size[1]);
+    put_value(f, model_name);
+    if (r->init)
+        fprintf(f, ", Denoising strength: %g", r->denoise);
+    if (r->clip_skip > 1)
+        fprintf(f, ", Clip skip: %d", r->clip_skip);
+    fprintf(f, ", RNG: %s", r->rng && !strcmp(r->rng, "philox") ? "NV" : "CPU");
+    put_hashes(f, r);
+    fprintf(f, ", Version: weft " WEFT_VERSION);
+    if (fclose(f)) {
+        free(text);
+        err_nomem(err, size);
+        return NULL;
+    }
+    return text;
 }

@@ -10,6 +10,7 @@
 #define WEFT_TESTS_SHELL_H
 
 #include "unet/file.h"
+#include "unet/image.h"
 
 #include <criterion/criterion.h>
 #include <dirent.h>
@@ -125,6 +126,12 @@ static inline void expect_success(const struct shell *s, int pictures)
 {
     cr_expect_eq(s->code, 0, "exit code %d, stderr: %s", s->code, s->err);
     cr_expect_eq(files(s), pictures, "%d pictures", files(s));
+}
+
+static inline void read_picture(const char *path, struct image *im, struct image_texts *t)
+{
+    struct err err;
+    cr_assert_eq(image_read_png(path, im, t, &err), 0, "%s", err.msg);
 }
 
 #endif
