@@ -487,7 +487,7 @@ static void shut(struct maps *m, size_t place, int top)
     }
     for (int i = 0; i < m->n; i++)
         if (!open[i])
-            *mask_of(m, i, place) = MAPS_SHUT;
+            *mask_of(m, i, place) = GATE_SHUT;
 }
 
 static void put(struct maps *m, struct mask *const *to)

@@ -26,7 +26,7 @@
  *     w_i(p) = ln M_i(p) - mean of ln M_j(p) over the others, within MAPS_MOST either way
  *
  * and for one that routes besides, by level, the same for the `top` adapters whose w is largest at the place, and
- * MAPS_SHUT for all others.
+ * GATE_SHUT for all others.
  *
  * An adapter none of whose words is in the texts, and one that is meant for the whole picture, has no mask and no part
  * in the others'; nor has one that was given a place (use.where), whose mask stays that, in whatever pass it acts. Sums of
@@ -41,7 +41,7 @@
 
 #include "unet/mask.h"
 
-enum { MAPS_PLACES = 1024, MAPS_MOST = 4, MAPS_SHUT = -1000 };
+enum { MAPS_PLACES = 1024, MAPS_MOST = 4 };
 
 struct maps;
 /* p and cond are kept until maps_close. how: the strategy; if it has gates the masks are

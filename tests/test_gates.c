@@ -197,6 +197,91 @@ Test(gates, values_are_what_is_computed)
     fixture_close(&f);
 }
 
+/* Of rows 1 and 11 of the routing systems (MixLoRA, MeteoRA): routed to one adapter alone, a layer gives what that adapter
+ * alone gives through its gates. */
+static int check_forced(struct fixture *f, int s, const struct joint *both, const struct joint *one,
+                        int i)
+{
+    const struct layer *l = f->m->sites.at[s].layer;
+    static const float open = 0, shut = GATE_SHUT;
+    struct branch b[2],
+        alone = {.adapter = f->a[i], .row1 = 2, .strength = 1, .joint = one, .gated = true};
+    struct err err;
+    float *got[2], *x = malloc((size_t)(2 * 20 * l->in) * sizeof *x);
+    size_t n = (size_t)(2 * 20 * l->out);
+    test_fill(x, (size_t)(2 * 20 * l->in), 9);
+    for (int k = 0; k < 2; k++) {
+        b[k] = (struct branch){.adapter = f->a[k],
+                               .row1 = 2,
+                               .strength = 1,
+                               .joint = both,
+                               .part = k,
+                               .gated = true,
+                               .kinds = ROUTE_ALL};
+        for (int at = 0; at < ROUTE_LEVELS; at++)
+            cr_assert_eq(mask_new(&b[k].routed[at], f->dev, &err), 0);
+    }
+    for (int which = 0; which < 2; which++) {
+        f->r.branch = which ? &alone : b;
+        f->r.n_branch = which ? 1 : 2;
+        got[which] = malloc(n * sizeof **got);
+        for (int live = 0; live < 2; live++) {
+            if (!live)
+                run_measure(&f->r);
+            struct tensor t = run_tensor(&f->r, 2, 5, 4, l->in), y = run_layer_tensor(&f->r, l, &t);
+            op_upload(&f->r, &t, x);
+            op_layer(&f->r, &y, l, &t, false);
+            if (!live)
+                cr_assert_eq(run_commit(&f->r, &err), 0);
+            else
+                f->dev->be->download(f->dev, got[which], &y, &err);
+            for (int k = 0; k < 2 && !live && !which; k++)
+                for (int at = 0; at < ROUTE_LEVELS; at++)
+                    mask_set(b[k].routed[at], k == i ? &open : &shut, 1, 1);
+        }
+        run_reset(&f->r);
+    }
+    double e = test_error(got[0], got[1], n);
+    cr_expect_leq(e, 1e-5, "%s to %d: %g", f->m->sites.at[s].name, i, e);
+    for (int k = 0; k < 2; k++)
+        for (int at = 0; at < ROUTE_LEVELS; at++)
+            mask_free(b[k].routed[at]);
+    free(got[0]), free(got[1]), free(x);
+    return 1;
+}
+
+Test(gates, routed_to_one_is_that_one)
+{
+    struct fixture f = {0};
+    struct joint *both, *one[2];
+    struct err err;
+    float wave[2][GATE_WAVES];
+    int seen = 0, n = 0;
+    fixture_open(&f, ISA_BEST);
+    const struct adapter *const *a = (const struct adapter *const *)f.a;
+    cr_assert_eq(joint_new(&both, &f.m->sites, COMPONENT_UNET, 2, a, JOINT_GATE, &err), 0);
+    for (int i = 0; i < 2; i++) {
+        cr_assert_eq(joint_new(&one[i], &f.m->sites, COMPONENT_UNET, 1, a + i, JOINT_GATE, &err),
+                     0);
+        gate_waves(981 - 960 * i, wave[i]);
+    }
+    f.r.gates = f.gates;
+    f.r.wave = wave[0];
+    for (int s = 0; s < f.gates->n_site; s++)
+        if (f.gates->at[s] && f.a[0]->at[s] && f.a[1]->at[s] &&
+            !f.m->sites.at[s].layer->placeless) {
+            seen += gates_plain(f.gates, s);
+            for (int i = 0; i < 2; i++)
+                n += check_forced(&f, s, both, one[i], i);
+        }
+    cr_expect(n >= 4 && seen && 2 * seen < n, "%d cases, %d plain sites", n, seen);
+    run_bare(&f.r);
+    joint_free(both);
+    joint_free(one[0]);
+    joint_free(one[1]);
+    fixture_close(&f);
+}
+
 /* What ships is for the demo model, a number a place, and lets one adapter alone in whole (float16's precision). */
 Test(gates, shipped)
 {
@@ -373,7 +458,7 @@ static void check_routes(struct fixture *f, const struct picture *p, const struc
         cr_expect(fabsf(w[0][i] + w[1][i]) < 1e-5f && fabsf(w[0][i]) <= MAPS_MOST);
         for (int a = 0; a < 2; a++) {
             bool less = w[a][i] < w[1 - a][i] || (a && w[a][i] == w[0][i]);
-            cr_expect_eq(routed[a][ROUTE_DOWN][i], less ? MAPS_SHUT : w[a][i]);
+            cr_expect_eq(routed[a][ROUTE_DOWN][i], less ? GATE_SHUT : w[a][i]);
             cr_expect_eq(routed[a][ROUTE_MIDDLE][i], w[a][i], "two may be open");
             cr_expect_eq(routed[a][ROUTE_UP][i], w[a][i], "0: all");
         }

@@ -93,6 +93,18 @@ enum {
 };
 enum { GATE_ROWS = GATE_TIME + GATE_WAVES, GATE_MOST = 32 };
 
+/* A w of GATE_SHUT lets nothing in, whatever the gates are; resampled, where most of a place is shut, and where less is
+ * nothing is known of w: it counts as 0. */
+enum { GATE_SHUT = -1000 };
+static inline bool gate_shut(float w)
+{
+    return w < GATE_SHUT / 2;
+}
+static inline float gate_word(float w)
+{
+    return w < GATE_SHUT / 100 ? 0 : w;
+}
+
 /* What n adapters add at a site, and the gates it goes through. */
 struct gating {
     int n;

@@ -88,12 +88,13 @@ void gates_values(const struct gates *g, int site, int c, const float *h, const 
     for (int i = 0; i < c; i++) {
         double nh = ((double)h[i] - base.mean) * base.rstd,
                nu = ((double)u[i] - own.mean) * own.rstd;
-        double z = (double)p[GATE_BIAS * c + i] + (double)p[GATE_WORDS * c + i] * (double)w +
+        double z = (double)p[GATE_BIAS * c + i] +
+                   (double)p[GATE_WORDS * c + i] * (double)gate_word(w) +
                    (double)p[GATE_BASE * c + i] * nh + (double)p[GATE_OWN * c + i] * nu +
                    (double)p[GATE_CROSS * c + i] * nh * nu;
         for (int k = 0; k < GATE_WAVES; k++)
             z += (double)wave[k] * (double)p[(GATE_TIME + k) * c + i];
-        out[i] = (float)((double)p[GATE_GAIN * c + i] / (1 + exp(-z)));
+        out[i] = gate_shut(w) ? 0 : (float)((double)p[GATE_GAIN * c + i] / (1 + exp(-z)));
     }
 }
 

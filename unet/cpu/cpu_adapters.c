@@ -32,6 +32,9 @@ int cpu_gain(struct device *dev, struct tensor *y, const struct tensor *h, doubl
 static float share_at(const struct share *p, size_t place)
 {
     float at = p->at ? p->at[place] : p->gate ? 0 : 1;
+    if (p->gate && gate_shut(at))
+        return 0;
+    at = p->gate ? gate_word(at) : at;
     return p->s * (p->gate ? 1 / (1 + expf(-(p->bias + p->words * at))) : at);
 }
 
