@@ -21,11 +21,16 @@ void batch_release(struct batch *b)
 {
     for (int i = 0; i < b->n_joint; i++)
         joint_free(b->joint[i]);
+    for (int i = 0; i < b->n_common; i++)
+        adapter_free(b->common[i].a);
     free(b->joint);
+    free(b->common);
     free(b->todo);
     free(b->layer);
     b->joint = NULL;
     b->n_joint = 0;
+    b->common = NULL;
+    b->n_common = 0;
     b->todo = NULL;
     b->layer = NULL;
 }
@@ -93,8 +98,42 @@ static bool is_masked(const struct pass *q)
     return q->attend.sharp > 0 && q->attend.when != ATTEND_LOOK;
 }
 
+static bool is_common_of(const struct common *c, const struct branch *b, int n, int rank)
+{
+    bool same = c->n == n && c->rank == rank;
+    for (int i = 0; i < n && same; i++)
+        same = c->of[i] == b[i].adapter && c->strength[i] == b[i].strength;
+    return same;
+}
+
+/* What the n branches have in common: made the first time, which is while measuring. NULL after an error. */
+static const struct adapter *common_of(struct batch *b, const struct branch *branch, int n,
+                                       int rank)
+{
+    for (int i = 0; i < b->n_common; i++)
+        if (is_common_of(&b->common[i], branch, n, rank))
+            return b->common[i].a;
+    struct common *more = realloc(b->common, (size_t)(b->n_common + 1) * sizeof *more), *c;
+    if (!more) {
+        err_nomem(&b->run->err, sizeof *more);
+        return NULL;
+    }
+    b->common = more;
+    c = &more[b->n_common];
+    *c = (struct common){.n = n, .rank = rank};
+    for (int i = 0; i < n; i++) {
+        c->of[i] = branch[i].adapter;
+        c->strength[i] = branch[i].strength;
+    }
+    if (b->run->err.code || adapter_common(&c->a, &b->m->sites, COMPONENT_UNET, n, c->of,
+                                           c->strength, rank, &b->run->err) < 0)
+        return NULL;
+    b->n_common++;
+    return c->a;
+}
+
 /* The adapters of one row of the batch as branches; how many there are. */
-static int row_branches(const struct batch *b, int row, struct branch *to)
+static int row_branches(struct batch *b, int row, struct branch *to)
 {
     const struct turn *t = b->at[row].turn;
     const struct pass *q = pass_of(&b->at[row]);
@@ -120,6 +159,17 @@ static int row_branches(const struct batch *b, int row, struct branch *to)
             for (int k = 0; k < ROUTE_LEVELS; k++)
                 to[n].routed[k] = maps_routed(t->of->maps, act->adapter, (enum route_level)k);
         }
+        n++;
+    }
+    const struct adapter *common =
+        q->common.rank && n > 1 && n < JOINT_MAX ? common_of(b, to, n, q->common.rank) : NULL;
+    if (common) {
+        to[n] = (struct branch){.adapter = common,
+                                .row0 = row,
+                                .row1 = row + 1,
+                                .strength = q->common.s,
+                                .part = n,
+                                .gated = q->gated};
         n++;
     }
     return n;

@@ -33,6 +33,14 @@ struct place {
     int pass, row;
 };
 
+/* What a set of adapters has in common. */
+struct common {
+    int n, rank;
+    const struct adapter *of[COMPOSE_MAX_ADAPTERS];
+    float strength[COMPOSE_MAX_ADAPTERS];
+    struct adapter *a;
+};
+
 struct batch {
     const struct model *m;
     const struct fold *fold; /* NULL: adapters act beside the weights */
@@ -45,9 +53,11 @@ struct batch {
     struct tensor deep[BATCH_ROWS];
     double t[BATCH_ROWS];
     float wave[BATCH_ROWS][GATE_WAVES];
-    struct branch branch[BATCH_ROWS * COMPOSE_MAX_ADAPTERS];
+    struct branch branch[BATCH_ROWS * (COMPOSE_MAX_ADAPTERS + 1)];
     struct joint **joint; /* of each set of adapters met so far */
     int n_joint;
+    struct common *common; /* of each set and its strengths likewise */
+    int n_common;
     struct watch watch;           /* of pictures with an influence to fill in */
     struct gate_watch gate_watch; /* of pictures with a map of their gates */
     struct map_watch map_watch;   /* of passes that follow what places attend to */

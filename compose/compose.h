@@ -81,6 +81,11 @@ struct pass {
     int slot;           /* up to the number of adapters */
     struct route route; /* of all its adapters' rank-1 pieces at each place; all 0: none */
     bool gated;         /* they go through the model's gates (unet/gates.h) */
+    /* And so does what they have in common (unet/bind.h), of this rank and that much of it; 0: it is not added. */
+    struct {
+        int rank;
+        float s;
+    } common;
     struct attend attend;
 };
 

@@ -285,6 +285,15 @@ Test(compose, gated_is_one_pass_through_gates)
     struct action a = next(c, 0);
     cr_expect(a.n_pass == 1 && a.pass[0].n_act == 2 && a.pass[0].gated);
     cr_expect(!compose_is_constant(c));
+    cr_expect_eq(a.pass[0].common.rank, 0);
+    compose_close(c);
+    c = start("gated:global=4,share=.3", 2, NULL);
+    a = next(c, 0);
+    cr_expect(a.n_pass == 1 && a.pass[0].n_act == 2 && a.pass[0].common.rank == 4);
+    cr_expect_float_eq(a.pass[0].common.s, .3f, 1e-9);
+    compose_close(c);
+    c = start("gated:global=4", 1, NULL);
+    cr_expect_eq(next(c, 0).pass[0].common.rank, 0, "of one alone nothing is common");
     compose_close(c);
 }
 

@@ -518,6 +518,102 @@ static double *wide_of(const struct array *a)
     return d;
 }
 
+/* The largest singular value of m [rows, cols], by turns of m' m. */
+static double largest(const float *m, size_t rows, size_t cols)
+{
+    double *v = malloc(cols * sizeof *v), *to = malloc(cols * sizeof *to), size = 0;
+    for (size_t j = 0; j < cols; j++)
+        v[j] = sin(1 + (double)j);
+    for (int turn = 0; turn < 200; turn++) {
+        double before = 0, after = 0;
+        memset(to, 0, cols * sizeof *to);
+        for (size_t i = 0; i < rows; i++) {
+            double u = 0;
+            for (size_t j = 0; j < cols; j++)
+                u += (double)m[i * cols + j] * v[j];
+            for (size_t j = 0; j < cols; j++)
+                to[j] += u * (double)m[i * cols + j];
+        }
+        for (size_t j = 0; j < cols; j++) {
+            before += v[j] * v[j];
+            after += to[j] * to[j];
+        }
+        size = sqrt(sqrt(after / before));
+        for (size_t j = 0; j < cols; j++)
+            v[j] = to[j] / sqrt(after);
+    }
+    free(v), free(to);
+    return size;
+}
+
+static double square(const float *m, size_t n)
+{
+    double s = 0;
+    for (size_t i = 0; i < n; i++)
+        s += (double)m[i] * (double)m[i];
+    return s;
+}
+
+/* At one site: of rank 1 as long as the sum's largest direction, and that much of the sum (Eckart and Young); of more
+ * rank than there is, all of the sum. Relative 1e-4. */
+static void check_common(const struct fixture *f, const struct adapter *const *a, const float *by,
+                         const struct adapter *one, const struct adapter *all, int s)
+{
+    const struct layer *l = f->m->sites.at[s].layer;
+    size_t cols = (size_t)l->in * (size_t)l->kh * (size_t)l->kw, n = (size_t)l->out * cols;
+    float *sum = calloc(n, sizeof *sum), *first, *whole;
+    struct err err;
+    for (int i = 0; i < 2; i++)
+        for (const struct bound *b = a[i]->at[s]; b; b = b->next)
+            cr_assert_eq(bound_add(b, l, sum, NULL, by[i], &err), 0, "%s", err.msg);
+    cr_assert_eq(bound_whole(&first, one->at[s], l, &err), 0, "%s", err.msg);
+    cr_assert_eq(bound_whole(&whole, all->at[s], l, &err), 0, "%s", err.msg);
+    double e = test_error(whole, sum, n), top = largest(sum, (size_t)l->out, cols);
+    cr_expect_leq(e, 1e-4, "%s: the whole sum: %g", l->name, e);
+    cr_expect_float_eq(square(first, n) / (top * top), 1, 1e-4, "%s", l->name);
+    double rest = square(sum, n) - top * top;
+    for (size_t i = 0; i < n; i++)
+        sum[i] -= first[i];
+    cr_expect_leq(fabs(square(sum, n) - rest), 1e-4 * top * top, "%s: what remains", l->name);
+    free(sum), free(first), free(whole);
+}
+
+Test(delta, common_is_their_sums_largest_part)
+{
+    static const char *const name[] = {"peft-lora", "peft-patterns"};
+    const float by[] = {.7f, -1.5f};
+    struct fixture f;
+    struct adapter_file *file[2];
+    struct adapter *a[2], *one, *all;
+    struct err err;
+    int n = 0;
+    fixture_open(&f, DATA "/tiny-sd1", DATA);
+    for (int i = 0; i < 2; i++) {
+        char path[300];
+        snprintf(path, sizeof path, DATA "/deltas/%s", name[i]);
+        cr_assert_eq(adapter_file_open(&file[i], path, &err), 0, "%s", err.msg);
+        a[i] = bound(&f, file[i], name[i], false);
+    }
+    const struct adapter *const *both = (const struct adapter *const *)a;
+    cr_assert_eq(adapter_common(&one, &f.m->sites, COMPONENT_UNET, 2, both, by, 1, &err), 0);
+    cr_assert_eq(adapter_common(&all, &f.m->sites, COMPONENT_UNET, 2, both, by, 64, &err), 0);
+    for (int s = 0; s < f.m->sites.n; s++) {
+        bool any = f.m->sites.at[s].part == COMPONENT_UNET && (a[0]->at[s] || a[1]->at[s]);
+        cr_expect_eq(any, one->at[s] != NULL, "%s", f.m->sites.at[s].name);
+        if (any)
+            check_common(&f, both, by, one, all, s);
+        n += any;
+    }
+    cr_expect(n >= 4 && one->matched == n, "%d sites, %d", n, one->matched);
+    adapter_free(one);
+    adapter_free(all);
+    for (int i = 0; i < 2; i++) {
+        adapter_free(a[i]);
+        adapter_file_close(file[i]);
+    }
+    fixture_close(&f);
+}
+
 /* Every product B A becomes (B Q^-1) (Q A). */
 static void refactor(struct delta_list *l)
 {

@@ -131,6 +131,11 @@ int joint_new(struct joint **out, const struct sites *sites, enum component part
 void joint_free(struct joint *j);
 /* Bytes its factors take once packed, and as they are kept. */
 size_t joint_bytes(const struct joint *j);
+/* What several do in common, as an adapter: at each site of the component the `rank` largest directions of the sum of
+ * strength_i dW_i, over those that are products there (AutoLoRA's Global LoRA). Owns its factors. */
+int adapter_common(struct adapter **out, const struct sites *sites, enum component part, int n,
+                   const struct adapter *const *adapter, const float *strength, int rank,
+                   struct err *err);
 
 /* Private weights with adapters added: W + sum_i strength_i * dW_i, for the sites of one component
  * that any of them touches. */

@@ -168,6 +168,82 @@ static int join(struct joined *j, struct device *dev, const struct piece *p, int
     return rc == 0 && what == JOINT_GATE ? turn(j, dev, err) : rc;
 }
 
+/* The pieces' sum as one product, by strengths. */
+static int sum(struct matrix *all, const struct piece *p, int n, const float *strength,
+               struct err *err)
+{
+    struct matrix m[2 * JOINT_MAX] = {{.kind = DELTA_PRODUCT}};
+    const struct matrix *at[2 * JOINT_MAX];
+    double w[2 * JOINT_MAX];
+    int rc = 0;
+    for (int i = 0; i < n && rc == 0; i++) {
+        rc = load(&m[i], &p[i], err);
+        at[i] = &m[i];
+        w[i] = (double)strength[p[i].part];
+    }
+    rc = rc < 0 ? rc : matrix_sum(all, n, at, w, err);
+    for (int i = 0; i < n; i++)
+        matrix_release(&m[i]);
+    return rc;
+}
+
+static int common_at(struct bound **out, const struct piece *p, int n, const float *strength,
+                     int rank, struct err *err)
+{
+    struct bound *b = calloc(1, sizeof *b);
+    struct matrix all = {.kind = DELTA_PRODUCT};
+    double kept;
+    *out = b;
+    if (!b)
+        return err_nomem(err, sizeof *b);
+    int rc = sum(&all, p, n, strength, err);
+    rc = rc < 0 ? rc : matrix_truncate(&b->form.m, &all, rank, &kept, NULL, err);
+    matrix_release(&all);
+    if (rc < 0)
+        return rc;
+    const struct wide *f = &b->form.m.f[0];
+    b->form.out = f->rows;
+    b->form.inner = f->cols;
+    b->form.taps = p[0].down->kh * p[0].down->kw;
+    b->factor = 1;
+    b->side.scale = b->form.m.scale;
+    b->side.down = beside(p[0].down, p[0].down->in, f->rank, f->b);
+    b->side.up = beside(p[0].up, f->rank, p[0].up->out, f->a);
+    return 0;
+}
+
+int adapter_common(struct adapter **out, const struct sites *sites, enum component part, int n,
+                   const struct adapter *const *adapter, const float *strength, int rank,
+                   struct err *err)
+{
+    struct adapter *a = calloc(1, sizeof *a);
+    struct joint all = {.what = JOINT_SUM, .n = n};
+    struct piece piece[2 * JOINT_MAX];
+    assert(n > 0 && n <= JOINT_MAX && rank > 0);
+    *out = NULL;
+    if (!a)
+        return err_nomem(err, sizeof *a);
+    a->dev = adapter[0]->dev;
+    a->n_site = sites->n;
+    a->name = strdup("what they have in common");
+    a->at = calloc((size_t)sites->n + 1, sizeof *a->at);
+    memcpy(all.adapter, adapter, (size_t)n * sizeof(const struct adapter *));
+    int rc = a->name && a->at ? 0 : err_nomem(err, (size_t)sites->n * sizeof *a->at);
+    for (int i = 0; rc == 0 && i < sites->n; i++) {
+        int k = sites->at[i].part == part ? find_pieces(piece, &all, i) : 0;
+        if (!k)
+            continue;
+        rc = common_at(&a->at[i], piece, k, strength, rank, err);
+        a->matched_in[part] = ++a->matched;
+    }
+    if (rc < 0) {
+        adapter_free(a);
+        return rc;
+    }
+    *out = a;
+    return 0;
+}
+
 int joint_new(struct joint **out, const struct sites *sites, enum component part, int n,
               const struct adapter *const *adapter, enum joint_for what, struct err *err)
 {
