@@ -296,7 +296,7 @@ static void set_watch(struct batch *b, int n)
     b->run->map_watch = NULL;
     b->watch = (struct watch){saw, b};
     b->gate_watch = (struct gate_watch){saw_gates, b};
-    b->map_watch = (struct map_watch){saw_maps, b};
+    b->map_watch = (struct map_watch){.saw = saw_maps, .user = b};
     for (int i = 0; i < n; i++) {
         if (b->at[i].turn->of->p->influence)
             b->run->watch = &b->watch;

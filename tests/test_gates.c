@@ -418,7 +418,7 @@ static void saw(void *user, struct run *r, int cross, const struct tensor *q,
 static void look(struct fixture *f, struct maps *m, const struct attend *how)
 {
     struct looking l = {m, 0};
-    const struct map_watch watch = {saw, &l};
+    const struct map_watch watch = {.saw = saw, .user = &l};
     struct branch b[2];
     size_t count;
     for (int i = 0; i < 2; i++)

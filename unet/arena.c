@@ -42,7 +42,7 @@ unsigned arena_take(struct arena *a, size_t bytes, size_t *offset)
     }
     size_t i = best_gap(a, size, offset);
     memmove(a->live + i + 1, a->live + i, (a->n - i) * sizeof *a->live);
-    a->live[i] = (struct arena_block){*offset, size, a->next ? a->next : 1};
+    a->live[i] = (struct arena_block){.at = *offset, .size = size, .id = a->next ? a->next : 1};
     a->next = a->live[i].id + 1;
     a->n++;
     if (*offset + size > a->peak)
@@ -50,21 +50,49 @@ unsigned arena_take(struct arena *a, size_t bytes, size_t *offset)
     return a->live[i].id;
 }
 
+/* Index of a block, a->n: there is none. */
+static size_t find(const struct arena *a, unsigned id)
+{
+    size_t i = 0;
+    while (i < a->n && a->live[i].id != id)
+        i++;
+    return i;
+}
+
 void arena_drop(struct arena *a, unsigned id)
 {
-    for (size_t i = 0; i < a->n; i++)
-        if (a->live[i].id == id) {
-            memmove(a->live + i, a->live + i + 1, (--a->n - i) * sizeof *a->live);
-            return;
-        }
+    size_t i = find(a, id);
+    if (i == a->n)
+        return;
+    if (a->live[i].held)
+        a->live[i].gone = true;
+    else
+        memmove(a->live + i, a->live + i + 1, (--a->n - i) * sizeof *a->live);
+}
+
+void arena_hold(struct arena *a, unsigned id)
+{
+    size_t i = find(a, id);
+    if (i < a->n)
+        a->live[i].held++;
+}
+
+void arena_let(struct arena *a, unsigned id)
+{
+    size_t i = find(a, id);
+    if (i < a->n && --a->live[i].held == 0 && a->live[i].gone)
+        arena_drop(a, id);
 }
 
 void arena_pop(struct arena *a, unsigned mark)
 {
     size_t k = 0;
-    for (size_t i = 0; i < a->n; i++)
-        if (a->live[i].id < mark)
+    for (size_t i = 0; i < a->n; i++) {
+        bool ours = a->live[i].id >= mark;
+        a->live[i].gone = a->live[i].gone || ours;
+        if (!ours || a->live[i].held)
             a->live[k++] = a->live[i];
+    }
     a->n = k;
 }
 

@@ -12,11 +12,14 @@
 #ifndef WEFT_ARENA_H
 #define WEFT_ARENA_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 struct arena_block {
     size_t at, size;
     unsigned id;
+    int held;  /* how often */
+    bool gone; /* dropped while it was held */
 };
 
 struct arena {
@@ -31,6 +34,9 @@ unsigned arena_take(struct arena *a, size_t bytes, size_t *offset);
 void arena_drop(struct arena *a, unsigned id);
 unsigned arena_mark(const struct arena *a);
 void arena_pop(struct arena *a, unsigned mark);
+/* What is held stays through drops and pops until it is let go as often as it was held. */
+void arena_hold(struct arena *a, unsigned id);
+void arena_let(struct arena *a, unsigned id);
 /* Nothing is taken; peak stays. */
 void arena_clear(struct arena *a);
 void arena_release(struct arena *a);

@@ -64,10 +64,13 @@ struct norm {
     struct array gamma_file, beta_file; /* the same as they were given; borrowed */
 };
 
-/* How an attention is masked: ordinary or each query sees keys up to its own place. */
+/* How an attention is masked. */
 struct attention {
     int heads;   /* c of q must be a multiple */
-    bool causal; /* CLIP's text tower */
+    bool causal; /* each query sees keys up to its own place: CLIP's text tower */
+    /* [places] in device memory: the regions a place is in, a bit each; where q and k are of the same places, those
+     * that are both in regions, but in none together, do not see each other. NULL: all see all. */
+    const unsigned *region;
 };
 
 /* How much counts of a part of a tensor's channels, width wide: s, at each place times `at` [h*w] (device memory; NULL: 1),
@@ -176,7 +179,7 @@ struct backend {
     /* y = a * x + b; y may be x. */
     int (*affine)(struct device *dev, struct tensor *y, const struct tensor *x, double a, double b,
                   struct err *err);
-    /* y += s * (gain o h + shift), gain and shift [c] in device memory; y may be h. */
+    /* y += s * (gain o h + shift), gain and shift [c] in device memory, shift NULL: 0; y may be h. */
     int (*gain)(struct device *dev, struct tensor *y, const struct tensor *h, double s,
                 const float *gain, const float *shift, struct err *err);
     /* y *= the share in each of n parts of its channels, which stand side by side. */
@@ -192,6 +195,39 @@ struct backend {
                   const struct tensor *b, struct err *err);
     /* Nearest neighbour to y's size, as torch: source row = floor(row * h / H). */
     int (*upsample)(struct device *dev, struct tensor *y, const struct tensor *x, struct err *err);
+
+    /* Gradients: what that of an op's result, dy, makes of that of its input. dx becomes it, or larger by it with `add`;
+     * where the op may be in place dx may be dy, without add. x is what the op was given. */
+
+    /* dx = W^T dy; the weight is packed once more at first use. scratch has layer_back_scratch() bytes. */
+    size_t (*layer_back_scratch)(const struct layer *l, const struct tensor *dx,
+                                 const struct tensor *dy);
+    int (*layer_back_prepare)(struct device *dev, const struct tensor *dx, const struct layer *l,
+                              const struct tensor *dy, bool add, struct err *err);
+    int (*layer_back)(struct device *dev, struct tensor *dx, const struct layer *l,
+                      const struct tensor *dy, bool add, void *scratch, struct err *err);
+    int (*group_norm_back)(struct device *dev, struct tensor *dx, const struct norm *g,
+                           const struct tensor *x, const struct tensor *more, enum act act,
+                           const struct tensor *dy, bool add, struct err *err);
+    int (*layer_norm_back)(struct device *dev, struct tensor *dx, const struct norm *g,
+                           const struct tensor *x, const struct tensor *dy, bool add,
+                           struct err *err);
+    /* Of queries, keys and values, each NULL where it is not wanted; weights are made again, a tile at a time. */
+    size_t (*attention_back_scratch)(struct device *dev, const struct tensor *q,
+                                     const struct tensor *k, const struct attention *a);
+    int (*attention_back)(struct device *dev, struct tensor *const d[3], const bool add[3],
+                          const struct tensor *q, const struct tensor *k, const struct tensor *v,
+                          const struct attention *a, const struct tensor *dout, void *scratch,
+                          struct err *err);
+    int (*activate_back)(struct device *dev, struct tensor *dx, const struct tensor *x,
+                         enum act act, const struct tensor *dy, bool add, struct err *err);
+    int (*geglu_back)(struct device *dev, struct tensor *dx, const struct tensor *x,
+                      const struct tensor *dy, bool add, struct err *err);
+    /* da [.., a.c] and db of dy [.., a.c + b.c]. */
+    int (*concat_back)(struct device *dev, struct tensor *da, bool add_a, struct tensor *db,
+                       bool add_b, const struct tensor *dy, struct err *err);
+    int (*upsample_back)(struct device *dev, struct tensor *dx, const struct tensor *dy, bool add,
+                         struct err *err);
 };
 
 /* Opens the backend of that name. Close with device_close. */

@@ -1,4 +1,5 @@
 #include "ops_branches.h"
+#include "tape.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -69,6 +70,7 @@ void run_reset(struct run *r)
 {
     arena_clear(&r->plan);
     err_clear(&r->err);
+    r->tape = NULL;
 }
 
 int run_check(const struct run *r, struct err *err)
@@ -173,15 +175,27 @@ static bool row_norm(struct run *r, const struct norm *g, int row, float *gamma,
     return any;
 }
 
-static void one_norm(struct run *r, struct tensor *y, const struct norm *g, const struct tensor *x,
-                     const struct tensor *add, enum act act)
+/* A norm of x + more, or with dy the way back: y becomes, or with `add` larger by, what comes of dy. */
+struct norm_call {
+    const struct norm *g;
+    const struct tensor *x, *more, *dy;
+    enum act act;
+    bool add;
+};
+
+static void one_norm(struct run *r, struct tensor *y, const struct norm_call *c)
 {
+    const struct backend *be = r->dev->be;
     if (!live(r))
         return;
-    if (g->groups)
-        r->dev->be->group_norm(r->dev, y, g, x, add, act, &r->err);
+    if (c->dy && c->g->groups)
+        be->group_norm_back(r->dev, y, c->g, c->x, c->more, c->act, c->dy, c->add, &r->err);
+    else if (c->dy)
+        be->layer_norm_back(r->dev, y, c->g, c->x, c->dy, c->add, &r->err);
+    else if (c->g->groups)
+        be->group_norm(r->dev, y, c->g, c->x, c->more, c->act, &r->err);
     else
-        r->dev->be->layer_norm(r->dev, y, g, x, &r->err);
+        be->layer_norm(r->dev, y, c->g, c->x, &r->err);
 }
 
 static float *norm_room(struct run *r, size_t n)
@@ -199,30 +213,39 @@ static float *norm_room(struct run *r, size_t n)
 }
 
 /* A norm that adapters change runs row by row, each row with its own gamma and beta. */
-static void norm_layer(struct run *r, struct tensor *y, const struct norm *g,
-                       const struct tensor *x, const struct tensor *add, enum act act)
+static void norm_layer(struct run *r, struct tensor *y, struct norm_call all)
 {
     int i = -1;
-    if (r->fold && g->site >= 0 && r->fold->norm[g->site])
-        g = r->fold->norm[g->site];
-    if (!next_bound(r, g->site, &i, NULL)) {
-        one_norm(r, y, g, x, add, act);
+    if (r->fold && all.g->site >= 0 && r->fold->norm[all.g->site])
+        all.g = r->fold->norm[all.g->site];
+    if (!next_bound(r, all.g->site, &i, NULL)) {
+        one_norm(r, y, &all);
         return;
     }
     void *device = NULL;
-    size_t c = (size_t)g->c;
+    size_t c = (size_t)all.g->c;
     unsigned id = take(r, 2 * c * sizeof(float), &device);
     float *v = norm_room(r, 2 * c);
-    for (int row = 0; row < x->n && live(r); row++) {
-        struct tensor ys = tensor_rows(y, row, 1), xs = tensor_rows(x, row, 1);
-        struct tensor as = add ? tensor_rows(add, row, 1) : (struct tensor){0};
-        struct norm own = *g;
-        if (row_norm(r, g, row, v, v + c)) {
+    for (int row = 0; row < y->n && live(r); row++) {
+        struct tensor ys = tensor_rows(y, row, 1), xs = tensor_rows(all.x, row, 1), more, dy;
+        struct norm own = *all.g;
+        struct norm_call one = all;
+        one.g = &own;
+        one.x = &xs;
+        if (all.more) {
+            more = tensor_rows(all.more, row, 1);
+            one.more = &more;
+        }
+        if (all.dy) {
+            dy = tensor_rows(all.dy, row, 1);
+            one.dy = &dy;
+        }
+        if (row_norm(r, all.g, row, v, v + c)) {
             own.gamma = device;
             own.beta = own.gamma + c;
             r->dev->be->store(r->dev, own.gamma, v, 2 * c);
         }
-        one_norm(r, &ys, &own, &xs, add ? &as : NULL, act);
+        one_norm(r, &ys, &one);
     }
     arena_drop(&r->plan, id);
 }
@@ -232,13 +255,31 @@ void op_group_norm(struct run *r, struct tensor *y, const struct norm *g, const 
 {
     assert(tensor_same_shape(x, y) && x->c == g->c && g->groups > 0);
     assert(!add || (add->n == x->n && add->c == x->c && add->h * add->w == 1));
-    norm_layer(r, y, g, x, add, act);
+    struct step s = {.kind = STEP_GROUP_NORM, .y = *y, .x = {*x}, .n = 1, .keeps = true};
+    s.what = g;
+    s.act = act;
+    if (add) {
+        tape_refuse(r, add, "what a norm is given besides");
+        s.x[s.n++] = *add;
+    }
+    tape_note(r, &s);
+    norm_layer(r, y, (struct norm_call){.g = g, .x = x, .more = add, .act = act});
 }
 
 void op_layer_norm(struct run *r, struct tensor *y, const struct norm *g, const struct tensor *x)
 {
     assert(tensor_same_shape(x, y) && x->c == g->c && g->groups == 0);
-    norm_layer(r, y, g, x, NULL, ACT_NONE);
+    const struct step s = {
+        .kind = STEP_LAYER_NORM, .y = *y, .x = {*x}, .n = 1, .keeps = true, .what = g};
+    tape_note(r, &s);
+    norm_layer(r, y, (struct norm_call){.g = g, .x = x});
+}
+
+void norm_back(struct run *r, struct tensor *dx, const struct norm *g, const struct tensor *x,
+               const struct tensor *more, enum act act, const struct tensor *dy, bool add)
+{
+    norm_layer(r, dx,
+               (struct norm_call){.g = g, .x = x, .more = more, .dy = dy, .act = act, .add = add});
 }
 
 void op_attention(struct run *r, struct tensor *o, const struct tensor *q, const struct tensor *k,
@@ -246,6 +287,9 @@ void op_attention(struct run *r, struct tensor *o, const struct tensor *q, const
 {
     assert(tensor_same_shape(o, q) && tensor_same_shape(k, v) && q->c == k->c && q->n == k->n);
     assert(q->c % a->heads == 0);
+    const struct step s = {
+        .kind = STEP_ATTENTION, .y = *o, .x = {*q, *k, *v}, .n = 3, .keeps = true, .how = *a};
+    tape_note(r, &s);
     double lq = (double)q->h * q->w, lk = (double)k->h * k->w;
     r->flops += 4.0 * q->n * lq * lk * q->c;
     void *scratch = NULL;
@@ -258,6 +302,9 @@ void op_attention(struct run *r, struct tensor *o, const struct tensor *q, const
 void op_activate(struct run *r, struct tensor *y, const struct tensor *x, enum act act)
 {
     assert(tensor_same_shape(x, y));
+    const struct step s = {
+        .kind = STEP_ACTIVATE, .y = *y, .x = {*x}, .n = 1, .keeps = true, .act = act};
+    tape_note(r, &s);
     if (live(r))
         r->dev->be->activate(r->dev, y, x, act, &r->err);
 }
@@ -265,6 +312,8 @@ void op_activate(struct run *r, struct tensor *y, const struct tensor *x, enum a
 void op_geglu(struct run *r, struct tensor *y, const struct tensor *x)
 {
     assert(x->c == 2 * y->c && x->n == y->n && x->h == y->h && x->w == y->w);
+    const struct step s = {.kind = STEP_GEGLU, .y = *y, .x = {*x}, .n = 1, .keeps = true};
+    tape_note(r, &s);
     if (live(r))
         r->dev->be->geglu(r->dev, y, x, &r->err);
 }
@@ -272,8 +321,17 @@ void op_geglu(struct run *r, struct tensor *y, const struct tensor *x)
 void op_lincomb(struct run *r, struct tensor *y, int n, const double *coef,
                 const struct tensor *const *x, double clamp)
 {
-    for (int i = 0; i < n; i++)
+    struct step s = {.kind = STEP_SUM, .y = *y};
+    for (int i = 0; i < n; i++) {
         assert(tensor_same_shape(y, x[i]));
+        if (clamp > 0 || i >= STEP_MOST) {
+            tape_refuse(r, x[i], "such a sum");
+            continue;
+        }
+        s.coef[s.n] = coef[i];
+        s.x[s.n++] = *x[i];
+    }
+    tape_note(r, &s);
     if (live(r))
         r->dev->be->lincomb(r->dev, y, n, coef, x, clamp, &r->err);
 }
@@ -281,6 +339,8 @@ void op_lincomb(struct run *r, struct tensor *y, int n, const double *coef,
 void op_affine(struct run *r, struct tensor *y, const struct tensor *x, double a, double b)
 {
     assert(tensor_same_shape(y, x));
+    const struct step s = {.kind = STEP_SUM, .y = *y, .x = {*x}, .n = 1, .coef = {a}};
+    tape_note(r, &s);
     if (live(r))
         r->dev->be->affine(r->dev, y, x, a, b, &r->err);
 }
@@ -292,6 +352,7 @@ void op_scale(struct run *r, struct tensor *y, int n, const struct share *part)
         c += part[i].width;
     assert(c == y->c);
     (void)c;
+    tape_refuse(r, y, "a scaled tensor");
     if (live(r))
         r->dev->be->scale(r->dev, y, n, part, &r->err);
 }
@@ -299,6 +360,7 @@ void op_scale(struct run *r, struct tensor *y, int n, const struct share *part)
 void op_route(struct run *r, struct tensor *t, const struct route *how)
 {
     assert(how->keep > 0 && how->keep <= 1 && how->tau > 0);
+    tape_refuse(r, t, "routes");
     if (live(r))
         r->dev->be->route(r->dev, t, how, &r->err);
 }
@@ -307,14 +369,15 @@ void op_gate(struct run *r, struct tensor *y, const struct tensor *h, const stru
 {
     assert(tensor_same_shape(y, h) && in->n <= GATE_MOST);
     r->flops += 2.0 * (double)tensor_count(y) * (in->t ? in->t->c : 0);
+    tape_refuse(r, h, "gates");
     if (live(r))
         r->dev->be->gate(r->dev, y, h, in, &r->err);
 }
 
 void op_copy(struct run *r, struct tensor *y, const struct tensor *x)
 {
-    double one = 1;
-    op_lincomb(r, y, 1, &one, &x, 0);
+    const double one[1] = {1};
+    op_lincomb(r, y, 1, one, &x, 0);
 }
 
 void op_add(struct run *r, struct tensor *y, const struct tensor *x)
@@ -327,6 +390,8 @@ void op_add(struct run *r, struct tensor *y, const struct tensor *x)
 void op_concat(struct run *r, struct tensor *y, const struct tensor *a, const struct tensor *b)
 {
     assert(y->c == a->c + b->c && a->h == b->h && a->w == b->w && a->n == b->n && y->n == a->n);
+    const struct step s = {.kind = STEP_CONCAT, .y = *y, .x = {*a, *b}, .n = 2};
+    tape_note(r, &s);
     if (live(r))
         r->dev->be->concat(r->dev, y, a, b, &r->err);
 }
@@ -334,6 +399,8 @@ void op_concat(struct run *r, struct tensor *y, const struct tensor *a, const st
 void op_upsample(struct run *r, struct tensor *y, const struct tensor *x)
 {
     assert(y->n == x->n && y->c == x->c);
+    const struct step s = {.kind = STEP_UPSAMPLE, .y = *y, .x = {*x}, .n = 1};
+    tape_note(r, &s);
     if (live(r))
         r->dev->be->upsample(r->dev, y, x, &r->err);
 }

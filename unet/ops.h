@@ -31,6 +31,7 @@ struct mask;
 struct fold;
 struct branch;
 struct run;
+struct tape;
 
 /* An adapter acting as a side branch on the rows [row0, row1) of a batch. */
 struct branch {
@@ -72,6 +73,7 @@ struct map_watch {
     void (*saw)(void *user, struct run *r, int cross, const struct tensor *q,
                 const struct tensor *k, const struct attention *a);
     void *user;
+    int until; /* after so many cross attentions the pass is over, and gives nothing; 0: it goes on */
 };
 
 struct run {
@@ -95,6 +97,7 @@ struct run {
     const struct watch *watch;           /* or NULL; borrowed */
     const struct gate_watch *gate_watch; /* or NULL; borrowed */
     const struct map_watch *map_watch;   /* or NULL; borrowed */
+    struct tape *tape;                   /* what notes the ops (tape.h), or NULL; borrowed */
 };
 
 void run_init(struct run *r, struct device *dev);

@@ -40,4 +40,13 @@ static inline const struct bound *next_bound(const struct run *r, int site, int 
     return NULL;
 }
 
+/* Whether all that a branch adds at a layer comes in whole, whatever its strength. b NULL: it does. */
+bool is_whole(const struct run *r, const struct branch *b, const struct layer *l);
+/* t *= how much of what the branch adds comes in. */
+void op_share(struct run *r, struct tensor *t, const struct branch *b, const struct layer *l);
+/* t, the ranks of a joint's parts, by their strengths and how much of them comes in; b[0] is the first of its branches. */
+void op_shares(struct run *r, struct tensor *t, const struct joined *j, const struct branch *b,
+               const struct layer *l);
+bool has_gain(const struct run *r, int site);
+
 #endif

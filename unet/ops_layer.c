@@ -1,6 +1,7 @@
 /* Layers, and what adapters do beside them: sums, joints, routing, gates. Read op_layer first. */
 #include "mask.h"
 #include "ops_branches.h"
+#include "tape.h"
 
 #include <assert.h>
 #include <math.h>
@@ -31,8 +32,7 @@ static const float *words_at(struct run *r, const struct branch *b, const struct
     return places_of(r, m ? m : b->words, l, t);
 }
 
-/* Whether all that a branch adds at a layer comes in whole, whatever its strength. b NULL: it does. */
-static bool is_whole(const struct run *r, const struct branch *b, const struct layer *l)
+bool is_whole(const struct run *r, const struct branch *b, const struct layer *l)
 {
     return !b || (!(b->mask && !l->placeless) && !is_shared(r, b, l->site));
 }
@@ -64,8 +64,7 @@ static int step_of(const struct run *r, const struct branch *b, const struct lay
     return is_shared(r, b, l->site) ? 1 : t->n;
 }
 
-/* t *= how much of what the branch adds comes in. */
-static void op_share(struct run *r, struct tensor *t, const struct branch *b, const struct layer *l)
+void op_share(struct run *r, struct tensor *t, const struct branch *b, const struct layer *l)
 {
     for (int row = 0, n; row < t->n && !is_whole(r, b, l); row += n) {
         n = step_of(r, b, l, t);
@@ -75,9 +74,8 @@ static void op_share(struct run *r, struct tensor *t, const struct branch *b, co
     }
 }
 
-/* t, the ranks of a joint's parts, by their strengths and how much of them comes in. */
-static void op_shares(struct run *r, struct tensor *t, const struct joined *j,
-                      const struct branch *b, const struct layer *l)
+void op_shares(struct run *r, struct tensor *t, const struct joined *j, const struct branch *b,
+               const struct layer *l)
 {
     struct share p[2 * JOINT_MAX];
     bool all = true;
@@ -163,7 +161,7 @@ static void add_gains(struct run *r, struct tensor *y, const struct tensor *h,
     }
 }
 
-static bool has_gain(const struct run *r, int site)
+bool has_gain(const struct run *r, int site)
 {
     int i = -1;
     for (const struct bound *b = next_bound(r, site, &i, NULL); b; b = next_bound(r, site, &i, b))
@@ -368,6 +366,11 @@ void op_layer(struct run *r, struct tensor *y, const struct layer *l, const stru
               bool accumulate)
 {
     int i = -1;
+    struct tape *tape = r->tape;
+    const struct step s = {
+        .kind = STEP_LAYER, .y = *y, .x = {*x}, .n = 1, .more = accumulate, .what = l};
+    tape_note(r, &s);
+    r->tape = NULL; /* what follows is part of the one step */
     if (r->watch)
         watch_layer(r, l, x);
     if (any_gated(r, l->site))
@@ -386,4 +389,5 @@ void op_layer(struct run *r, struct tensor *y, const struct layer *l, const stru
             chain_joined(r, &ys, l, j, br - br->part, &xs);
         add_chains(r, &ys, b, br->strength, &xs, j && j->has[br->part], br, l);
     }
+    r->tape = tape;
 }

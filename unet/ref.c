@@ -5,12 +5,14 @@
 #define REAL    float
 #define NAME(x) x##_f32
 #include "ref.inc"
+#include "ref_back.inc"
 #undef REAL
 #undef NAME
 
 #define REAL    double
 #define NAME(x) x##_f64
 #include "ref.inc"
+#include "ref_back.inc"
 #undef REAL
 #undef NAME
 

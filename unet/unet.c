@@ -36,6 +36,12 @@ static struct tensor time_embedding(const struct unet *u, struct run *r, const d
     return y;
 }
 
+/* Whether the pass is over behind a cross attention. */
+static bool is_over(const struct run *r, int cross)
+{
+    return r->map_watch && r->map_watch->until && cross + 1 >= r->map_watch->until;
+}
+
 /* x += to_out(softmax(q kᵀ) v), q from h, k and v from `from`. cross: which cross attention it is, or -1. */
 static void attend(const struct unet_attention *a, struct run *r, struct tensor *x,
                    const struct tensor *h, const struct tensor *from, int cross)
@@ -44,6 +50,10 @@ static void attend(const struct unet_attention *a, struct run *r, struct tensor 
     unsigned mark = run_mark(r);
     struct tensor q = layer_forward(&a->q, r, h);
     struct tensor k = layer_forward(&a->k, r, from);
+    if (cross >= 0 && is_over(r, cross)) {
+        r->map_watch->saw(r->map_watch->user, r, cross, &q, &k, &how);
+        return;
+    }
     struct tensor v = layer_forward(&a->v, r, from);
     struct tensor o = run_like(r, &q);
     op_attention(r, &o, &q, &k, &v, &how);
@@ -53,7 +63,8 @@ static void attend(const struct unet_attention *a, struct run *r, struct tensor 
     run_pop(r, mark);
 }
 
-static void block_forward(const struct unet_block *b, struct run *r, struct tensor *x,
+/* false: the pass is over. */
+static bool block_forward(const struct unet_block *b, struct run *r, struct tensor *x,
                           const struct unet_text *text)
 {
     unsigned mark = run_mark(r);
@@ -63,6 +74,8 @@ static void block_forward(const struct unet_block *b, struct run *r, struct tens
     attend(&b->attn1, r, x, &h, &h, -1);
     op_layer_norm(r, &h, &b->norm2, x);
     attend(&b->attn2, r, x, &h, &text->at[text->n > 1 ? b->cross : 0], b->cross);
+    if (is_over(r, b->cross))
+        return false;
 
     op_layer_norm(r, &h, &b->norm3, x);
     struct tensor g = run_tensor(r, x->n, x->h, x->w, b->ff_out.in);
@@ -72,10 +85,11 @@ static void block_forward(const struct unet_block *b, struct run *r, struct tens
     run_pop(r, inner);
     op_layer(r, x, &b->ff_out, &g, true);
     run_pop(r, mark);
+    return true;
 }
 
-/* x becomes x + transformer(x), in place. */
-static void transformer_forward(const struct unet_transformer *t, struct run *r, struct tensor *x,
+/* x becomes x + transformer(x), in place. false: the pass is over. */
+static bool transformer_forward(const struct unet_transformer *t, struct run *r, struct tensor *x,
                                 const struct unet_text *text)
 {
     unsigned mark = run_mark(r);
@@ -87,9 +101,11 @@ static void transformer_forward(const struct unet_transformer *t, struct run *r,
     op_layer(r, &h, &t->in, &g, false);
     run_pop(r, inner);
     for (int i = 0; i < t->n_block; i++)
-        block_forward(&t->block[i], r, &h, text);
+        if (!block_forward(&t->block[i], r, &h, text))
+            return false;
     op_layer(r, x, &t->out, &h, true);
     run_pop(r, mark);
+    return true;
 }
 
 /* h becomes resnet(h beside skip); both are dropped. */
@@ -111,46 +127,52 @@ struct skips {
     int n;
 };
 
-static void down_level(const struct unet_level *l, struct run *r, struct tensor *h,
+/* false: the pass is over; so of all below. */
+static bool down_level(const struct unet_level *l, struct run *r, struct tensor *h,
                        struct skips *skips, const struct tensor *time, const struct unet_text *text)
 {
     for (int j = 0; j < l->n; j++) {
         *h = resnet_forward(&l->resnet[j], r, h, time);
-        if (l->transformer)
-            transformer_forward(&l->transformer[j], r, h, text);
+        if (l->transformer && !transformer_forward(&l->transformer[j], r, h, text))
+            return false;
         skips->at[skips->n++] = *h;
     }
+    return true;
 }
 
-static void up_level(const struct unet_level *l, struct run *r, struct tensor *h,
+static bool up_level(const struct unet_level *l, struct run *r, struct tensor *h,
                      struct skips *skips, const struct tensor *time, const struct unet_text *text)
 {
     for (int j = 0; j < l->n; j++) {
         up_resnet(&l->resnet[j], r, h, &skips->at[--skips->n], time);
-        if (l->transformer)
-            transformer_forward(&l->transformer[j], r, h, text);
+        if (l->transformer && !transformer_forward(&l->transformer[j], r, h, text))
+            return false;
     }
     if (l->sampler.out) { /* to the size of the next skip, which is odd where the latent was */
         const struct tensor *next = &skips->at[skips->n - 1];
         run_replace(r, h, upsample_forward(&l->sampler, r, h, next->h, next->w));
     }
+    return true;
 }
 
 /* From below the first level to above the last. */
-static void deep_levels(const struct unet *u, struct run *r, struct tensor *h, struct skips *skips,
+static bool deep_levels(const struct unet *u, struct run *r, struct tensor *h, struct skips *skips,
                         const struct tensor *time, const struct unet_text *text)
 {
     for (int i = 0; i < u->levels; i++) {
-        if (i > 0)
-            down_level(&u->down[i], r, h, skips, time, text);
+        if (i > 0 && !down_level(&u->down[i], r, h, skips, time, text))
+            return false;
         if (u->down[i].sampler.out)
             skips->at[skips->n++] = *h = layer_forward(&u->down[i].sampler, r, h);
     }
     *h = resnet_forward(&u->mid_resnet[0], r, h, time);
-    transformer_forward(&u->mid_transformer, r, h, text);
+    if (!transformer_forward(&u->mid_transformer, r, h, text))
+        return false;
     run_replace(r, h, resnet_forward(&u->mid_resnet[1], r, h, time));
     for (int i = 0; i < u->levels - 1; i++)
-        up_level(&u->up[i], r, h, skips, time, text);
+        if (!up_level(&u->up[i], r, h, skips, time, text))
+            return false;
+    return true;
 }
 
 int unet_deep_channels(const struct unet *u)
@@ -178,17 +200,21 @@ struct tensor unet_forward(const struct unet *u, struct run *r, const struct ten
     struct tensor h = layer_forward(&u->conv_in, r, x);
     struct skips skips = {.at = {h}, .n = 1};
 
-    down_level(&u->down[0], r, &h, &skips, &time, text);
+    const struct tensor none = {0};
+
+    if (!down_level(&u->down[0], r, &h, &skips, &time, text))
+        return none;
     if (deep && deep->reuse)
         h = reused(u, r, x, deep);
-    else
-        deep_levels(u, r, &h, &skips, &time, text);
+    else if (!deep_levels(u, r, &h, &skips, &time, text))
+        return none;
     for (int i = 0; deep && !deep->reuse && i < x->n; i++) {
         struct tensor row = tensor_rows(&h, i, 1);
         if (deep->row[i].c)
             op_copy(r, &deep->row[i], &row);
     }
-    up_level(&u->up[u->levels - 1], r, &h, &skips, &time, text);
+    if (!up_level(&u->up[u->levels - 1], r, &h, &skips, &time, text))
+        return none;
 
     run_drop(r, &time);
     op_group_norm(r, &h, &u->norm_out, &h, NULL, ACT_SILU);

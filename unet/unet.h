@@ -102,7 +102,7 @@ struct unet_text {
     int n;
 };
 
-/* One pass. x [n, h*w, in_channels], t[n] the timestep of each row. deep may be NULL. Any h and w of at least 1. The result is [n, h*w, out_channels]. */
+/* One pass, or as much of it as is watched (map_watch.until: then the result has no channels). x [n, h*w, in_channels], t[n] the timestep of each row. deep may be NULL. Any h and w of at least 1. The result is [n, h*w, out_channels]. */
 struct tensor unet_forward(const struct unet *u, struct run *r, const struct tensor *x,
                            const double *t, const struct unet_text *text,
                            const struct unet_deep *deep);

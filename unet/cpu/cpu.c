@@ -112,6 +112,19 @@ static int cpu_layer_prepare(struct device *dev, const struct tensor *y, const s
     return onednn_layer_prepare(dev, y, (struct layer *)l, x, accumulate, err);
 }
 
+static int cpu_layer_back_prepare(struct device *dev, const struct tensor *dx,
+                                  const struct layer *l, const struct tensor *dy, bool add,
+                                  struct err *err)
+{
+    return onednn_layer_back_prepare(dev, dx, (struct layer *)l, dy, add, err);
+}
+
+static int cpu_layer_back(struct device *dev, struct tensor *dx, const struct layer *l,
+                          const struct tensor *dy, bool add, void *scratch, struct err *err)
+{
+    return onednn_layer_back(dev, dx, (struct layer *)l, dy, add, scratch, err);
+}
+
 /* ---- norms ----------------------------------------------------------------------------------- */
 
 /* Places a piece of group norm covers: about 64 KiB of x, and the same for every run. */
@@ -282,6 +295,7 @@ static int cpu_attention(struct device *dev, struct tensor *o, const struct tens
                 .n_q = left < ATTENTION_QUERIES ? (int)left : ATTENTION_QUERIES,
                 .first = (int)first,
                 .causal = a->causal,
+                .region = a->region,
                 .kp = keys + pair * p.keys,
                 .vp = values + pair * p.values,
                 .o = (float *)o->data + at,
@@ -402,13 +416,6 @@ static int cpu_concat(struct device *dev, struct tensor *y, const struct tensor 
     return 0;
 }
 
-/* torch's rule for "nearest": floor(to * from_size / to_size), in float32. */
-static int nearest(int to, float scale, int from_size)
-{
-    int from = (int)floorf((float)to * scale);
-    return from < from_size ? from : from_size - 1;
-}
-
 static int cpu_upsample(struct device *dev, struct tensor *y, const struct tensor *x,
                         struct err *err)
 {
@@ -420,11 +427,12 @@ static int cpu_upsample(struct device *dev, struct tensor *y, const struct tenso
         for (int i = 0; i < y->h; i++) {
             const float *from =
                 (const float *)x->data +
-                ((size_t)n * (size_t)x->h + (size_t)nearest(i, sh, x->h)) * (size_t)x->w * c;
+                ((size_t)n * (size_t)x->h + (size_t)cpu_nearest(i, sh, x->h)) * (size_t)x->w * c;
             float *to =
                 (float *)y->data + ((size_t)n * (size_t)y->h + (size_t)i) * (size_t)y->w * c;
             for (int j = 0; j < y->w; j++)
-                memcpy(to + (size_t)j * c, from + (size_t)nearest(j, sw, x->w) * c, c * sizeof *to);
+                memcpy(to + (size_t)j * c, from + (size_t)cpu_nearest(j, sw, x->w) * c,
+                       c * sizeof *to);
         }
     return 0;
 }
@@ -457,4 +465,15 @@ const struct backend backend_cpu = {
     .gate = cpu_gate,
     .concat = cpu_concat,
     .upsample = cpu_upsample,
+    .layer_back_scratch = onednn_layer_back_scratch,
+    .layer_back_prepare = cpu_layer_back_prepare,
+    .layer_back = cpu_layer_back,
+    .group_norm_back = cpu_group_norm_back,
+    .layer_norm_back = cpu_layer_norm_back,
+    .attention_back_scratch = cpu_attention_back_scratch,
+    .attention_back = cpu_attention_back,
+    .activate_back = cpu_activate_back,
+    .geglu_back = cpu_geglu_back,
+    .concat_back = cpu_concat_back,
+    .upsample_back = cpu_upsample_back,
 };

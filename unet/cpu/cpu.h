@@ -4,6 +4,8 @@
 
 #include "kernels.h"
 
+#include <math.h>
+
 struct onednn; /* oneDNN's engine and stream */
 
 struct cpu {
@@ -25,6 +27,13 @@ int onednn_layer(struct device *dev, struct tensor *y, struct layer *l, const st
                  bool accumulate, struct err *err);
 int onednn_layer_prepare(struct device *dev, const struct tensor *y, struct layer *l,
                          const struct tensor *x, bool accumulate, struct err *err);
+/* dx = W^T dy, as a layer of its own with the weight turned over, which lies in l->impl too. */
+size_t onednn_layer_back_scratch(const struct layer *l, const struct tensor *dx,
+                                 const struct tensor *dy);
+int onednn_layer_back(struct device *dev, struct tensor *dx, struct layer *l,
+                      const struct tensor *dy, bool add, void *scratch, struct err *err);
+int onednn_layer_back_prepare(struct device *dev, const struct tensor *dx, struct layer *l,
+                              const struct tensor *dy, bool add, struct err *err);
 const char *onednn_layer_kind(const struct layer *l, int i);
 void onednn_layer_release(struct device *dev, struct layer *l);
 
@@ -41,6 +50,34 @@ static inline const struct kernels *kernels_of(const struct device *dev)
 {
     return ((const struct cpu *)dev->impl)->k;
 }
+
+/* torch's rule for "nearest": floor(to * from_size / to_size), in float32. */
+static inline int cpu_nearest(int to, float scale, int from_size)
+{
+    int from = (int)floorf((float)to * scale);
+    return from < from_size ? from : from_size - 1;
+}
+
+/* cpu_back.c: gradients. */
+int cpu_group_norm_back(struct device *dev, struct tensor *dx, const struct norm *g,
+                        const struct tensor *x, const struct tensor *more, enum act act,
+                        const struct tensor *dy, bool add, struct err *err);
+int cpu_layer_norm_back(struct device *dev, struct tensor *dx, const struct norm *g,
+                        const struct tensor *x, const struct tensor *dy, bool add, struct err *err);
+size_t cpu_attention_back_scratch(struct device *dev, const struct tensor *q,
+                                  const struct tensor *k, const struct attention *a);
+int cpu_attention_back(struct device *dev, struct tensor *const d[3], const bool add[3],
+                       const struct tensor *q, const struct tensor *k, const struct tensor *v,
+                       const struct attention *a, const struct tensor *dout, void *scratch,
+                       struct err *err);
+int cpu_activate_back(struct device *dev, struct tensor *dx, const struct tensor *x, enum act act,
+                      const struct tensor *dy, bool add, struct err *err);
+int cpu_geglu_back(struct device *dev, struct tensor *dx, const struct tensor *x,
+                   const struct tensor *dy, bool add, struct err *err);
+int cpu_concat_back(struct device *dev, struct tensor *da, bool add_a, struct tensor *db,
+                    bool add_b, const struct tensor *dy, struct err *err);
+int cpu_upsample_back(struct device *dev, struct tensor *dx, const struct tensor *dy, bool add,
+                      struct err *err);
 
 /* cpu_adapters.c: the ops of backend.h that adapters need. */
 int cpu_gain(struct device *dev, struct tensor *y, const struct tensor *h, double s,

@@ -8,7 +8,7 @@ static void gain_row(float *y, const float *h, size_t c, float f, const float *g
                      const float *shift)
 {
     for (size_t i = 0; i < c; i++)
-        y[i] += f * (gain[i] * h[i] + shift[i]);
+        y[i] += f * (gain[i] * h[i] + (shift ? shift[i] : 0));
 }
 
 int cpu_gain(struct device *dev, struct tensor *y, const struct tensor *h, double s,

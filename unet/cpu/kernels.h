@@ -23,10 +23,23 @@ struct attention_tile {
     int n_q;   /* 1 … ATTENTION_QUERIES */
     int first; /* place of the first query, for the causal mask */
     bool causal;
-    const float *kp, *vp; /* packed by pack_keys and pack_values */
-    float *o;             /* rows o_stride apart */
+    const unsigned *region; /* of all places, or NULL (backend.h) */
+    const float *kp, *vp;   /* packed by pack_keys and pack_values */
+    float *o;               /* rows o_stride apart */
     size_t o_stride;
     float *work; /* attention_work() floats */
+};
+
+/* One head of one row of an attention, whose gradients are wanted. Rows of all are `stride` apart. */
+struct attention_back {
+    int d, d_pad, lq, lk, lk_pad; /* as above */
+    size_t stride;
+    bool causal;
+    const unsigned *region;
+    const float *q, *k, *v, *dout;
+    float *dx[3]; /* of q, k, v; NULL: not wanted */
+    bool add[3];
+    float *work; /* attention_back_work() floats */
 };
 
 /* Places that go through gates at once. */
@@ -74,6 +87,20 @@ struct kernels {
     /* v [lk, d] to panels of at most three vectors, [panel][lk][width of the panel]. */
     void (*pack_values)(float *out, const float *v, size_t stride, int lk, int d);
     void (*attention)(const struct attention_tile *t);
+    void (*attention_back)(const struct attention_back *t);
+    /* Gradients (backend.h): dx becomes what comes of dy, or with `add` larger by it. */
+    void (*activate_back)(float *dx, const float *x, const float *dy, size_t n, enum act act,
+                          bool add);
+    void (*geglu_back)(float *dx, const float *x, const float *dy, size_t rows, size_t c, bool add);
+    void (*layer_norm_back)(float *dx, const float *x, const float *dy, size_t rows, size_t c,
+                            const float *gamma, float eps, bool add);
+    /* Sums over rows of dz and dz x, a channel at a time, z = x * scale + shift, dz = dy act'(z). */
+    void (*group_back_sums)(float *sum, float *sum_x, const float *x, const float *dy, size_t rows,
+                            size_t c, const float *scale, const float *shift, enum act act);
+    /* dx = dz * scale + x * by_x + rest */
+    void (*group_back)(float *dx, const float *x, const float *dy, size_t rows, size_t c,
+                       const float *scale, const float *shift, const float *by_x, const float *rest,
+                       enum act act, bool add);
     void (*gate)(const struct gate_tile *t);
     /* t [rows, c]; work: c floats, rounded up to vectors */
     void (*route)(float *t, size_t rows, size_t c, const struct route *how, float *work);
@@ -83,6 +110,7 @@ extern const struct kernels kernels_plain, kernels_avx2, kernels_avx512;
 
 /* Floats of work a tile needs. */
 size_t attention_work(int d_pad);
+size_t attention_back_work(int d_pad, int lk, int lk_pad);
 size_t gate_work(int c);
 
 #endif
