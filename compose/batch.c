@@ -277,10 +277,11 @@ static void saw_gates(void *user, struct run *r, const struct layer *l, const st
 }
 
 /* What the rows of a cross attention attend to, to the maps of their pictures. */
-static void saw_maps(void *user, struct run *r, int cross, const struct tensor *q,
+static void saw_maps(void *user, struct run *r, int cross, int region, const struct tensor *q,
                      const struct tensor *k, const struct attention *how)
 {
     struct batch *b = user;
+    (void)region;
     for (int i = 0; i < q->n && !r->err.code; i++) {
         const struct turn *t = b->at[i].turn;
         if (is_looking(pass_of(&b->at[i])) && passes_half(t->of, b->at[i].row) == HALF_COND)

@@ -405,12 +405,13 @@ struct looking {
     int seen;
 };
 
-static void saw(void *user, struct run *r, int cross, const struct tensor *q,
+static void saw(void *user, struct run *r, int cross, int region, const struct tensor *q,
                 const struct tensor *k, const struct attention *how)
 {
     struct looking *l = user;
     struct err err;
     l->seen++;
+    cr_expect_eq(region, -1);
     cr_expect_eq(maps_add(l->maps, r, cross, q, k, how, 0, 0, &err), 0);
 }
 

@@ -1,9 +1,4 @@
-/* Gradients: every op's against finite differences in double, every backend's against those, and a whole UNet's against
- * PyTorch's autograd through diffusers (tests/golden/grad.py). */
-#include "store/adapter.h"
-#include "unet/bind.h"
-#include "unet/model.h"
-#include "unet/safetensors.h"
+/* Gradients: every op's against finite differences in double, every backend's against those. */
 #include "unet/tape.h"
 #include "util.h"
 
@@ -12,13 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define DATA "tests/golden/data/"
-
 /* Relative, over all values: of a backend's gradient beside ref64's; of ref64's beside differences of the loss, whose own
- * error of second order is what is left; of a UNet's beside PyTorch's. */
+ * error of second order is what is left. */
 #define BOUND       2e-5
 #define DIFFERENCES 2e-5
-#define TORCH       1e-4
 
 /* ---- ops ------------------------------------------------------------------------------------- */
 
@@ -362,160 +354,4 @@ Test(tape, ops)
     for (size_t i = 0; i < sizeof graphs / sizeof *graphs; i++)
         check_graph(d64, &graphs[i]);
     device_close(d64);
-}
-
-/* ---- a whole UNet ---------------------------------------------------------------------------- */
-
-struct fixture {
-    struct device *dev;
-    struct model *m;
-    struct safetensors *in, *want;
-    struct adapter_file *file[2];
-    struct adapter *a[2];
-    struct run r;
-    struct tape *t;
-};
-
-static void fixture_open(struct fixture *f, const char *backend, enum isa isa)
-{
-    static const char *const name[] = {DATA "lora-peft.safetensors",
-                                       DATA "lora-diffusers.safetensors"};
-    struct bind_report report = {0};
-    struct err err;
-    memset(f, 0, sizeof *f);
-    f->dev = test_device_isa(backend, isa, 2);
-    cr_assert_eq(model_open(&f->m, f->dev, DATA "tiny-sd1", &err), 0, "%s", err.msg);
-    cr_assert_eq(safetensors_open(&f->in, DATA "tiny-sd1/golden.safetensors", &err), 0);
-    cr_assert_eq(safetensors_open(&f->want, DATA "grad.safetensors", &err), 0, "%s", err.msg);
-    for (int i = 0; i < 2; i++) {
-        cr_assert_eq(adapter_file_open(&f->file[i], name[i], &err), 0, "%s", err.msg);
-        cr_assert_eq(adapter_bind(&f->a[i], f->dev, &f->m->sites, &f->file[i]->list, "a", false,
-                                  &report, &err),
-                     0, "%s", err.msg);
-    }
-    bind_report_release(&report);
-    run_init(&f->r, f->dev);
-    cr_assert_eq(tape_new(&f->t, &err), 0);
-}
-
-static void fixture_close(struct fixture *f)
-{
-    tape_free(f->t);
-    run_release(&f->r);
-    for (int i = 0; i < 2; i++) {
-        adapter_free(f->a[i]);
-        adapter_file_close(f->file[i]);
-    }
-    safetensors_close(f->in);
-    safetensors_close(f->want);
-    model_close(f->m);
-    device_close(f->dev);
-}
-
-/* dx of the sum of weight o output. x: as the golden's, or NULL for that; loss from doubles. */
-static double unet_back(struct fixture *f, const float *x, float *dx)
-{
-    static const double t[2] = {981, 21};
-    size_t n, n_text, n_w;
-    float *own = test_floats(f->in, "unet_square_x", &n),
-          *text = test_floats(f->in, "text", &n_text), *w = test_floats(f->want, "weight", &n_w);
-    struct tensor in, c, y, back = {0};
-    struct err err;
-    double loss = 0;
-    for (int turn = 0; turn < 2; turn++) {
-        if (turn == 0)
-            run_prepare(&f->r);
-        else
-            cr_assert_eq(run_commit(&f->r, &err), 0, "%s", err.msg);
-        c = run_tensor(&f->r, 2, 32, 1, (int)(n_text / 64));
-        op_upload(&f->r, &c, text);
-        tape_begin(f->t, &f->r);
-        in = run_tensor(&f->r, 2, 8, 8, (int)(n / 128));
-        op_upload(&f->r, &in, x ? x : own);
-        tape_want(f->t, &in);
-        y = unet_forward(f->m->unet, &f->r, &in, t, &(struct unet_text){&c, 1}, NULL);
-        for (size_t i = 0; i < n_w && turn && f->dev->value_size == sizeof(double); i++)
-            loss += (double)w[i] * ((const double *)y.data)[i];
-        tape_seed(f->t, &y, w);
-        back = tape_back(f->t, &in);
-    }
-    cr_assert_eq(run_check(&f->r, &err), 0, "%s", err.msg);
-    if (dx)
-        f->dev->be->download(f->dev, dx, &back, &err);
-    free(own), free(text), free(w);
-    return loss;
-}
-
-/* Both adapters on both rows: apart, or as one (joint.c). */
-static void set_branches(struct fixture *f, struct branch *b, const struct joint *j)
-{
-    for (int i = 0; i < 2; i++)
-        b[i] = (struct branch){
-            .adapter = f->a[i], .row1 = 2, .strength = i ? .5f : 1, .joint = j, .part = j ? i : 0};
-    f->r.branch = b;
-    f->r.n_branch = 2;
-}
-
-static void check_unet(const char *backend, enum isa isa)
-{
-    struct fixture f;
-    struct branch b[2];
-    struct joint *j;
-    struct err err;
-    size_t n, n_lora;
-    fixture_open(&f, backend, isa);
-    float *want = test_floats(f.want, "dx", &n), *lora = test_floats(f.want, "dx_lora", &n_lora),
-          *got = malloc(n * sizeof *got);
-    cr_expect_gt(test_error(want, lora, n), .01, "adapters change it");
-    unet_back(&f, NULL, got);
-    double e = test_error(got, want, n);
-    cr_expect_leq(e, TORCH, "%s/%d: %.2e", backend, (int)isa, e);
-    cr_assert_eq(joint_new(&j, &f.m->sites, COMPONENT_UNET, 2, (const struct adapter *const *)f.a,
-                           JOINT_SUM, &err),
-                 0);
-    for (int k = 0; k < 2; k++) {
-        set_branches(&f, b, k ? j : NULL);
-        unet_back(&f, NULL, got);
-        e = test_error(got, lora, n);
-        cr_expect_leq(e, TORCH, "%s/%d, adapters%s: %.2e", backend, (int)isa, k ? " as one" : "",
-                      e);
-    }
-    run_bare(&f.r);
-    joint_free(j);
-    free(want), free(lora), free(got);
-    fixture_close(&f);
-}
-
-Test(tape, unet_as_torch)
-{
-    check_unet("ref", ISA_PLAIN);
-    check_unet("cpu", ISA_PLAIN);
-    check_unet("cpu", ISA_AVX2);
-    check_unet("cpu", ISA_BEST);
-}
-
-Test(tape, unet_by_differences)
-{
-    struct fixture f;
-    size_t n;
-    double side[2], along = 0;
-    const double step = 1.0 / 4096;
-    fixture_open(&f, "ref64", ISA_PLAIN);
-    float *x = test_floats(f.in, "unet_square_x", &n), *near = malloc(n * sizeof *near),
-          *dx = malloc(n * sizeof *dx);
-    for (size_t i = 0; i < n; i++)
-        x[i] = rintf(x[i] * 4096) / 4096;
-    unet_back(&f, x, dx);
-    for (int s = 0; s < 2; s++) {
-        for (size_t i = 0; i < n; i++)
-            near[i] = x[i] + (float)((s ? -step : step) * (double)((int)(i * 7 % 5) - 2));
-        side[s] = unet_back(&f, near, NULL);
-    }
-    for (size_t i = 0; i < n; i++)
-        along += (double)dx[i] * (double)((int)(i * 7 % 5) - 2);
-    double found = (side[0] - side[1]) / (2 * step);
-    cr_expect_leq(fabs(found - along), 1e-5 * fabs(found), "along a line %g, by differences %g",
-                  along, found);
-    free(x), free(near), free(dx);
-    fixture_close(&f);
 }

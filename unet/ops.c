@@ -40,6 +40,7 @@ void run_bare(struct run *r)
     r->watch = NULL;
     r->gate_watch = NULL;
     r->map_watch = NULL;
+    r->regions = NULL;
     r->gates = NULL;
     r->branch = NULL;
     r->n_branch = 0;
@@ -347,12 +348,17 @@ void op_affine(struct run *r, struct tensor *y, const struct tensor *x, double a
 
 void op_scale(struct run *r, struct tensor *y, int n, const struct share *part)
 {
+    const struct share none = {0};
     int c = 0;
     for (int i = 0; i < n; i++)
         c += part[i].width;
     assert(c == y->c);
     (void)c;
-    tape_refuse(r, y, "a scaled tensor");
+    if (n > 1)
+        tape_refuse(r, y, "parts that are scaled apart");
+    const struct step s = {
+        .kind = STEP_SCALE, .y = *y, .x = {*y}, .n = 1, .share = n ? part[0] : none};
+    tape_note(r, &s);
     if (live(r))
         r->dev->be->scale(r->dev, y, n, part, &r->err);
 }

@@ -30,6 +30,7 @@ struct joint;
 struct mask;
 struct fold;
 struct branch;
+struct regions;
 struct run;
 struct tape;
 
@@ -67,13 +68,17 @@ struct gate_watch {
     void *user;
 };
 
-/* Told of every cross attention of a UNet its queries [rows, h*w, c] and the texts' keys [rows, tokens, c], and which it
- * is, counted as unet.h does; before any of it is dropped, so it may run ops of its own. */
+/* Told of the attentions of a UNet: their queries [rows, h*w, c] and keys [rows, tokens or h*w, c], and which of its
+ * cross attentions it is, counted as unet.h does, or beside which one; before any of it is dropped, so it may run ops of
+ * its own. */
 struct map_watch {
-    void (*saw)(void *user, struct run *r, int cross, const struct tensor *q,
+    /* region: whose text the keys are of (regions.h), -1: the whole picture's. */
+    void (*saw)(void *user, struct run *r, int cross, int region, const struct tensor *q,
                 const struct tensor *k, const struct attention *a);
     void *user;
     int until; /* after so many cross attentions the pass is over, and gives nothing; 0: it goes on */
+    void (*saw_self)(void *user, struct run *r, int cross, const struct tensor *q,
+                     const struct tensor *k, const struct attention *a); /* or NULL */
 };
 
 struct run {
@@ -97,6 +102,7 @@ struct run {
     const struct watch *watch;           /* or NULL; borrowed */
     const struct gate_watch *gate_watch; /* or NULL; borrowed */
     const struct map_watch *map_watch;   /* or NULL; borrowed */
+    struct regions *regions;             /* of the picture (regions.h), or NULL; borrowed */
     struct tape *tape;                   /* what notes the ops (tape.h), or NULL; borrowed */
 };
 

@@ -143,6 +143,8 @@ void tape_note(struct run *r, const struct step *s)
             to->of[i] = s->x[i].block;
         to->needs = needs;
         to->same = same;
+        to->branch = r->branch;
+        to->n_branch = r->n_branch;
         t->n++;
         for (int i = 0; i < s->n && s->keeps; i++)
             keep(t, &s->x[i]);
@@ -264,6 +266,11 @@ static void one_back(struct tape *t, const struct step *s, struct tensor *dx,
         norm_back(r, dx, s->what, &s->x[0], s->n > 1 ? &s->x[1] : NULL, s->act, dy, add);
         return;
     }
+    if (s->kind == STEP_SCALE) {
+        struct tensor same = *dx; /* dy, in place */
+        op_scale(r, &same, 1, &s->share);
+        return;
+    }
     if (!live(r))
         return;
     if (s->kind == STEP_ACTIVATE)
@@ -300,13 +307,19 @@ struct tensor tape_back(struct tape *t, const struct tensor *x)
 {
     struct run *r = t->r;
     bool add = false;
+    const struct branch *branch = r->branch;
+    int n_branch = r->n_branch;
     r->tape = NULL;
     for (int i = t->n - 1; i >= 0 && !r->err.code; i--) {
         struct step *s = &t->step[i];
+        r->branch = s->branch;
+        r->n_branch = s->n_branch;
         step_back(t, s);
         for (int k = 0; k < s->n && s->keeps; k++)
             let(t, &s->x[k]);
     }
+    r->branch = branch;
+    r->n_branch = n_branch;
     if (!is_wanted(t, x)) /* there was no memory to want it */
         return (struct tensor){0};
     struct tensor *dx = into(t, x, x->block, &add);

@@ -16,7 +16,8 @@
  * depend on a wanted tensor leaves no trace. A run that only measures finds out how much memory all this takes.
  *
  * Branches of adapters are followed (products, dense deltas, gains, norms, masks); gates and routes are not:
- * ERR_UNSUPPORTED. What is in force in the run (adapters, folded weights) must still be so on the way back.
+ * ERR_UNSUPPORTED. Branches that were in force are so again on the way back, and must still be there, as
+ * folded weights must.
  */
 #ifndef WEFT_TAPE_H
 #define WEFT_TAPE_H
@@ -44,7 +45,8 @@ enum step_kind {
     STEP_ATTENTION,
     STEP_ACTIVATE,
     STEP_GEGLU,
-    STEP_SUM, /* y = sum of coef[i] x[i] */
+    STEP_SUM,   /* y = sum of coef[i] x[i] */
+    STEP_SCALE, /* y *= share */
     STEP_CONCAT,
     STEP_UPSAMPLE,
 };
@@ -61,10 +63,13 @@ struct step {
     struct attention how;
     enum act act;
     double coef[STEP_MOST];
+    struct share share;
     /* Filled in by tape_note: of which x gradients are wanted, a bit each; whether y is one of x; the blocks that x had
      * (where a copy was made of what was overwritten, x is that). */
     unsigned needs, of[STEP_MOST];
     bool same;
+    const struct branch *branch; /* that were in force */
+    int n_branch;
 };
 
 /* Before the op is done: notes it, if anything wanted goes into it, and saves what it will overwrite. */

@@ -1,5 +1,7 @@
 #include "unet.h"
 
+#include "regions.h"
+
 #include <math.h>
 
 /* get_timestep_embedding: sines and cosines of t at width/2 frequencies, in float32 as torch does. */
@@ -42,24 +44,80 @@ static bool is_over(const struct run *r, int cross)
     return r->map_watch && r->map_watch->until && cross + 1 >= r->map_watch->until;
 }
 
-/* x += to_out(softmax(q kᵀ) v), q from h, k and v from `from`. cross: which cross attention it is, or -1. */
-static void attend(const struct unet_attention *a, struct run *r, struct tensor *x,
-                   const struct tensor *h, const struct tensor *from, int cross)
+/* Self attention: x += to_out(softmax(q kT) v), all from h. */
+static void attend_self(const struct unet_attention *a, struct run *r, struct tensor *x,
+                        const struct tensor *h, int cross)
+{
+    struct attention how = {.heads = a->heads};
+    unsigned mark = run_mark(r);
+    const struct region_level *l = r->regions && r->regions->alone
+                                       ? regions_at(r->regions, x->h, x->w, r->measuring, &r->err)
+                                       : NULL;
+    how.region = l ? l->bits : NULL;
+    struct tensor q = layer_forward(&a->q, r, h);
+    struct tensor k = layer_forward(&a->k, r, h);
+    struct tensor v = layer_forward(&a->v, r, h);
+    struct tensor o = run_like(r, &q);
+    op_attention(r, &o, &q, &k, &v, &how);
+    if (r->map_watch && r->map_watch->saw_self)
+        r->map_watch->saw_self(r->map_watch->user, r, cross, &q, &k, &how);
+    op_layer(r, x, &a->out, &o, true);
+    run_pop(r, mark);
+}
+
+/* What the queries q make of one text: x += share o to_out(softmax(q kT) v), in full without a share. */
+static void attend_text(const struct unet_attention *a, struct run *r, struct tensor *x,
+                        const struct tensor *q, const struct tensor *text, int cross, int region,
+                        const float *at)
 {
     const struct attention how = {.heads = a->heads};
     unsigned mark = run_mark(r);
-    struct tensor q = layer_forward(&a->q, r, h);
-    struct tensor k = layer_forward(&a->k, r, from);
-    if (cross >= 0 && is_over(r, cross)) {
-        r->map_watch->saw(r->map_watch->user, r, cross, &q, &k, &how);
+    struct tensor k = layer_forward(&a->k, r, text);
+    if (is_over(r, cross)) { /* what is watched, and no more */
+        r->map_watch->saw(r->map_watch->user, r, cross, region, q, &k, &how);
         return;
     }
-    struct tensor v = layer_forward(&a->v, r, from);
-    struct tensor o = run_like(r, &q);
-    op_attention(r, &o, &q, &k, &v, &how);
-    if (cross >= 0 && r->map_watch)
-        r->map_watch->saw(r->map_watch->user, r, cross, &q, &k, &how);
-    op_layer(r, x, &a->out, &o, true);
+    struct tensor v = layer_forward(&a->v, r, text), o = run_like(r, q);
+    op_attention(r, &o, q, &k, &v, &how);
+    if (r->map_watch)
+        r->map_watch->saw(r->map_watch->user, r, cross, region, q, &k, &how);
+    if (r->regions) {
+        const struct share share = {.width = x->c, .s = 1, .at = at};
+        struct tensor y = layer_forward(&a->out, r, &o);
+        op_scale(r, &y, 1, &share);
+        op_add(r, x, &y);
+    } else {
+        op_layer(r, x, &a->out, &o, true);
+    }
+    run_pop(r, mark);
+}
+
+/* Cross attention to the pass's text, and to those of regions. */
+static void attend_texts(const struct unet_attention *a, struct run *r, struct tensor *x,
+                         const struct tensor *h, const struct unet_text *text, int cross)
+{
+    struct regions *g = r->regions;
+    unsigned mark = run_mark(r);
+    int layer = text->n > 1 ? cross : 0;
+    struct tensor q = layer_forward(&a->q, r, h);
+    if (!g) {
+        attend_text(a, r, x, &q, &text->at[layer], cross, -1, NULL);
+        run_pop(r, mark);
+        return;
+    }
+    const struct region_level *l = regions_at(g, x->h, x->w, r->measuring, &r->err);
+    const struct branch *branch = r->branch;
+    size_t places = (size_t)x->h * (size_t)x->w;
+    int n = r->n_branch;
+    for (int i = 0; i <= g->n && l; i++) {
+        bool own = i < g->n;
+        r->branch = own ? g->at[i].branch : NULL;
+        r->n_branch = own ? g->at[i].n_branch : 0;
+        attend_text(a, r, x, &q, own ? &g->at[i].text[layer] : &text->at[layer], cross,
+                    own ? i : -1, l->weight + (size_t)i * places);
+    }
+    r->branch = branch;
+    r->n_branch = n;
     run_pop(r, mark);
 }
 
@@ -71,9 +129,9 @@ static bool block_forward(const struct unet_block *b, struct run *r, struct tens
     struct tensor h = run_like(r, x);
 
     op_layer_norm(r, &h, &b->norm1, x);
-    attend(&b->attn1, r, x, &h, &h, -1);
+    attend_self(&b->attn1, r, x, &h, b->cross);
     op_layer_norm(r, &h, &b->norm2, x);
-    attend(&b->attn2, r, x, &h, &text->at[text->n > 1 ? b->cross : 0], b->cross);
+    attend_texts(&b->attn2, r, x, &h, text, b->cross);
     if (is_over(r, b->cross))
         return false;
 
@@ -173,6 +231,28 @@ static bool deep_levels(const struct unet *u, struct run *r, struct tensor *h, s
         if (!up_level(&u->up[i], r, h, skips, time, text))
             return false;
     return true;
+}
+
+/* Cross attentions of a level. */
+static int crosses(const struct unet_level *l)
+{
+    int n = 0;
+    for (int i = 0; i < l->n && l->transformer; i++)
+        n += l->transformer[i].n_block;
+    return n;
+}
+
+int unet_cross_level(const struct unet *u, int cross)
+{
+    int level = 0, up = 0;
+    for (; level < u->levels; level++)
+        if ((cross -= crosses(&u->down[level])) < 0)
+            return level;
+    if ((cross -= u->mid_transformer.n_block) < 0)
+        return u->levels - 1;
+    while (up < u->levels - 1 && (cross -= crosses(&u->up[up])) >= 0)
+        up++;
+    return u->levels - 1 - up;
 }
 
 int unet_deep_channels(const struct unet *u)

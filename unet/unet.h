@@ -84,6 +84,9 @@ int unet_open(struct unet **out, struct device *dev, struct source *from, struct
               struct err *err);
 void unet_close(struct unet *u);
 
+/* The level that one of the cross attentions lies on, 0 being the latent's own size. */
+int unet_cross_level(const struct unet *u, int cross);
+
 /* Deep features: the input of the last up block, which changes slowly from step to step (Ma, Fang & Wang
  * 2024, DeepCache). row[n] are tensors [1, h, w, unet_deep_channels], with c 0 where a row's are of no
  * interest. A pass either leaves its features there or, with reuse, begins the last up block with them and
