@@ -14,7 +14,7 @@ void attended_begin(struct attended *a, int rows)
 
 bool attended_counts(const struct attended *a, const struct unet *u, int cross, int region)
 {
-    return a->region == region && unet_cross_level(u, cross) == a->level;
+    return a->region == region && cross >= a->first && unet_cross_level(u, cross) == a->level;
 }
 
 static int fail(struct run *r, size_t bytes)

@@ -25,6 +25,7 @@ enum { ATTENDED_SELF = -2 };
 
 struct attended {
     int level;      /* of the UNet, counted from 0, whose attentions count */
+    int first;      /* and none before this cross attention, or beside it */
     int region;     /* whose keys: a region's, the whole picture's text (-1), or ATTENDED_SELF */
     const int *key; /* [n]; NULL: all there are. Kept by the caller */
     int n;          /* found while measuring where key is NULL */

@@ -3,9 +3,11 @@
 #include "gatemap.h"
 #include "influence.h"
 #include "maps.h"
+#include "refine.h"
 
 #include "unet/bind.h"
 #include "unet/gates.h"
+#include "unet/tape.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -334,8 +336,8 @@ static struct tensor bring(struct batch *b, int n)
     return x;
 }
 
-/* Runs the n rows of b->at. */
-static struct tensor run_rows(struct batch *b, int n)
+/* Runs the n rows of b->at. look: for what they attend to, or NULL. */
+static struct tensor run_rows(struct batch *b, int n, struct look *look)
 {
     struct tensor x = bring(b, n);
     const struct unet_text text = {b->layer, b->at[0].turn->of->cond->n_layer};
@@ -352,8 +354,45 @@ static struct tensor run_rows(struct batch *b, int n)
     }
     b->run->wave = b->wave[0];
     set_branches(b, n);
-    set_watch(b, n);
+    set_watch(b, look ? 0 : n);
+    if (look) {
+        b->run->map_watch = &look->watch;
+        look->x = x;
+    }
+    if (look && look->tape) {
+        tape_begin(look->tape, b->run);
+        tape_want(look->tape, &x);
+    }
     return unet_forward(b->m->unet, b->run, &x, b->t, &text, &deep);
+}
+
+void batch_look(struct batch *b, const struct place *at, int n, struct look *l)
+{
+    memcpy(b->at, at, (size_t)n * sizeof *at);
+    run_rows(b, n, l);
+}
+
+/* Passes of an action that run in a half and have parts. */
+static int parts_in(const struct passes *of, const struct action *a, int row)
+{
+    int n = 0;
+    for (int i = 0; i < a->n_pass; i++)
+        n += a->pass[i].placed && passes_run(of, &a->pass[i], row);
+    return n;
+}
+
+/* A placed row's output counts in its part of the picture, where several have parts: so often more there. */
+static void take_part(struct run *r, const struct turn *t, const struct place *p,
+                      struct tensor *row)
+{
+    const struct pass *q = pass_of(p);
+    int parts = q->placed ? parts_in(t->of, t->a, p->row) : 0;
+    if (parts < 2)
+        return;
+    struct mask *m = refine_part(t->of->refine, q->n_act ? t->a->act[q->act0].adapter : -1);
+    const struct share share = {
+        .width = row->c, .s = (float)parts, .at = mask_at(m, row->h, row->w, false, &r->err)};
+    op_scale(r, row, 1, &share);
 }
 
 int batch_measure(struct batch *b, struct turn *turn, int n, bool prepare, size_t *peak,
@@ -363,7 +402,7 @@ int batch_measure(struct batch *b, struct turn *turn, int n, bool prepare, size_
     all_rows(b, turn, n);
     for (int k; rc == 0 && (k = next_rows(b)) > 0;) {
         run_begin(b->run, prepare);
-        run_rows(b, k);
+        run_rows(b, k, NULL);
         *peak = b->run->plan.peak > *peak ? b->run->plan.peak : *peak;
         *flops += b->run->flops;
         rc = run_check(b->run, err);
@@ -378,10 +417,11 @@ int batch_predict(struct batch *b, struct turn *turn, int n, struct err *err)
     all_rows(b, turn, n);
     for (int k; rc == 0 && (k = next_rows(b)) > 0;) {
         run_reset(b->run);
-        struct tensor y = run_rows(b, k);
+        struct tensor y = run_rows(b, k, NULL);
         for (int i = 0; i < k; i++) {
             struct turn *t = b->at[i].turn;
             struct tensor row = tensor_rows(&y, i, 1);
+            take_part(b->run, t, &b->at[i], &row);
             const struct tensor *src[2] = {&row, t->mix};
             double coef[2] = {passes_weight(t->of, t->a, b->at[i].pass, b->at[i].row), 1};
             op_lincomb(b->run, t->mix, t->begun ? 2 : 1, coef, src, 0);

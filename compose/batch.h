@@ -63,6 +63,15 @@ struct batch {
     struct map_watch map_watch;   /* of passes that follow what places attend to */
 };
 
+/* Some rows' passes, up to BATCH_ROWS, for what they attend to alone: as far as the watch wants it, noted on the tape, if
+ * there is one, from x on, the rows' input as the model is given it. All stays in the run. */
+struct look {
+    struct map_watch watch;
+    struct tape *tape;
+    struct tensor x;
+};
+void batch_look(struct batch *b, const struct place *at, int n, struct look *l);
+
 /* rows: of all turns at once, at most; n_layer: of their texts. */
 int batch_room(struct batch *b, int rows, int n_layer, struct err *err);
 void batch_release(struct batch *b);

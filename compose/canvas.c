@@ -1,6 +1,7 @@
 #include "canvas.h"
 
 #include "maps.h"
+#include "refine.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -79,6 +80,7 @@ static int start_compose(struct canvas *c, struct err *err)
                                               .part = u->part,
                                               .match = u->match,
                                               .high = u->high,
+                                              .placed = u->words || u->where,
                                               .from = u->from,
                                               .to = u->to};
     }
@@ -280,6 +282,8 @@ int canvas_start(struct canvas *c, struct run *pass, struct run *keep, struct er
 {
     if (c->passes.maps)
         maps_restart(c->passes.maps);
+    if (c->passes.refine)
+        refine_restart(c->passes.refine);
     return begin(c, pass, keep, err);
 }
 

@@ -7,20 +7,15 @@
 
 extern const struct compose_strategy strategy_merge, strategy_switch, strategy_composite,
     strategy_cmlora, strategy_wswitch, strategy_wcomposite, strategy_superpose, strategy_mora,
-    strategy_gated, strategy_attend, strategy_router, strategy_freefuse;
-const struct compose_strategy *const compose_strategies[] = {&strategy_merge,
-                                                             &strategy_switch,
-                                                             &strategy_composite,
-                                                             &strategy_cmlora,
-                                                             &strategy_wswitch,
-                                                             &strategy_wcomposite,
-                                                             &strategy_superpose,
-                                                             &strategy_mora,
-                                                             &strategy_attend,
-                                                             &strategy_gated,
-                                                             &strategy_router,
-                                                             &strategy_freefuse,
-                                                             NULL};
+    strategy_gated, strategy_attend, strategy_router, strategy_freefuse, strategy_clora;
+const struct compose_strategy *const compose_strategies[] = {
+    &strategy_merge,     &strategy_switch,
+    &strategy_composite, &strategy_cmlora,
+    &strategy_wswitch,   &strategy_wcomposite,
+    &strategy_superpose, &strategy_mora,
+    &strategy_attend,    &strategy_gated,
+    &strategy_router,    &strategy_freefuse,
+    &strategy_clora,     NULL};
 
 /* Options that every strategy takes, behind its own. */
 enum { UNCOND, DEEPCACHE };
@@ -234,6 +229,7 @@ void compose_next(struct compose *c, const struct compose_now *now, struct actio
 {
     int here[COMPOSE_MAX_ADAPTERS], n = 0;
     a->n_pass = a->n_act = 0;
+    a->refine = (struct refine_step){0};
     if (now->probe != c->probing)
         forget(c);
     c->probing = now->probe;

@@ -21,7 +21,9 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-enum { COMPOSE_MAX_ADAPTERS = 32, COMPOSE_MAX_OPTIONS = 8, COMPOSE_COMMON = 2 };
+/* Acts: some adapters in each pass of as many others, all together no more than there may be. */
+enum { COMPOSE_MAX_ACTS = 320 };
+enum { COMPOSE_MAX_ADAPTERS = 32, COMPOSE_MAX_OPTIONS = 16, COMPOSE_COMMON = 2 };
 
 /* The two halves of a guided evaluation, and the places of a pair of weights. */
 enum half { HALF_UNCOND, HALF_COND };
@@ -32,6 +34,7 @@ struct compose_adapter {
     double part,
         match; /* how much of the prompt is its own (relevance.h), each summing to 1; 0 in all: unknown */
     int from, to; /* steps it acts in, counted from 1; 0: from the first, to the last */
+    bool placed;  /* it has words, or a place: it is not meant for the whole picture */
 };
 
 struct compose_facts {
@@ -87,12 +90,28 @@ struct pass {
         float s;
     } common;
     struct attend attend;
+    bool
+        placed; /* its output counts where its first act's adapter has its part, without acts where the base has (refine.h) */
+};
+
+/* What is done to the picture before the passes (refine.h). */
+enum refine_how { REFINE_NONE, REFINE_CONTRAST };
+struct refine_step {
+    enum refine_how how;
+    int times;   /* steps against the loss's gradient */
+    float rate;  /* of each */
+    int divide;  /* of the attentions at 1/divide of the latent's side */
+    bool up;     /* only those on the way up */
+    bool halves; /* the maps are means over both halves, not of the prompt's alone */
+    float
+        mask; /* a place is an adapter's where its words have more than that of their largest; 0: parts stay */
 };
 
 struct action {
     struct pass pass[COMPOSE_MAX_ADAPTERS + 1];
-    struct pass_act act[2 * COMPOSE_MAX_ADAPTERS];
+    struct pass_act act[COMPOSE_MAX_ACTS];
     int n_pass, n_act;
+    struct refine_step refine;
 };
 
 /* An option of a strategy: a number, or with `choice` the index of one of these words. */

@@ -7,15 +7,20 @@
 
 /* ---- CLoRA ----------------------------------------------------------------------------------- */
 
-/* z [places] = (m - its least) / length; *least says where that is. 0: all is alike. */
-static double unit(double *z, const float *m, size_t places, size_t *least)
+static size_t smallest(const float *m, size_t places)
 {
-    double sum = 0;
-    *least = 0;
+    size_t at = 0;
     for (size_t p = 1; p < places; p++)
-        *least = m[p] < m[*least] ? p : *least;
+        at = m[p] < m[at] ? p : at;
+    return at;
+}
+
+/* z [places] = (m - its least) / length. 0: all is alike. */
+static double unit(double *z, const float *m, size_t places)
+{
+    double sum = 0, least = (double)m[smallest(m, places)];
     for (size_t p = 0; p < places; p++) {
-        z[p] = (double)m[p] - (double)m[*least];
+        z[p] = (double)m[p] - least;
         sum += z[p] * z[p];
     }
     for (size_t p = 0; p < places && sum > 0; p++)
@@ -57,24 +62,24 @@ static double nt_xent(const double *s, const int *label, int n, double tau, doub
     return loss;
 }
 
-double contrast_loss(const float *m, const int *label, int n, size_t places, double tau,
-                     float *back)
+size_t contrast_room(int n, size_t places)
 {
-    size_t nn = (size_t)n * (size_t)n;
-    double *z = calloc((size_t)n * places + 2 * nn + places + (size_t)n + 1, sizeof *z), loss;
-    size_t *least = calloc((size_t)n + 1, sizeof *least);
-    if (!z || !least) {
-        free(z);
-        free(least);
-        return NAN;
-    }
-    double *s = z + (size_t)n * places, *g = s + nn, *dz = g + nn, *length = dz + places;
+    size_t k = (size_t)n;
+    return (k + 1) * places + 2 * k * k + k;
+}
+
+double contrast_loss(const float *m, const int *label, int n, size_t places, double tau,
+                     float *back, double *room)
+{
+    size_t nn = (size_t)n * (size_t)n, least;
+    double *z = room, *s = z + (size_t)n * places, *g = s + nn, *dz = g + nn, *length = dz + places;
+    memset(g, 0, nn * sizeof *g);
     for (int i = 0; i < n; i++)
-        length[i] = unit(z + (size_t)i * places, m + (size_t)i * places, places, &least[i]);
+        length[i] = unit(z + (size_t)i * places, m + (size_t)i * places, places);
     for (int i = 0; i < n; i++)
         for (int k = 0; k < n; k++)
             s[i * n + k] = dot(z + (size_t)i * places, z + (size_t)k * places, places);
-    loss = nt_xent(s, label, n, tau, g);
+    double loss = nt_xent(s, label, n, tau, g);
     for (int i = 0; i < n; i++) {
         const double *zi = z + (size_t)i * places;
         float *to = back + (size_t)i * places;
@@ -84,15 +89,14 @@ double contrast_loss(const float *m, const int *label, int n, size_t places, dou
             for (size_t p = 0; p < places; p++)
                 dz[p] += (g[i * n + k] + g[k * n + i]) * z[(size_t)k * places + p];
         double along = dot(dz, zi, places);
+        least = smallest(m + (size_t)i * places, places);
         for (size_t p = 0; p < places; p++) {
             double d = length[i] > 0 ? (dz[p] - along * zi[p]) / length[i] : 0;
             to[p] = (float)d;
             sum += d;
         }
-        to[least[i]] -= (float)sum;
+        to[least] -= (float)sum;
     }
-    free(z);
-    free(least);
     return loss;
 }
 
@@ -101,9 +105,10 @@ double contrast_loss(const float *m, const int *label, int n, size_t places, dou
 struct box {
     int h, w, cells, k; /* k: of its cells the largest that count */
     const unsigned char *in;
-    double *gauss;      /* [h*w] */
-    double *s, *ds;     /* [h*w]: a smoothed map, and what comes back to it */
-    unsigned char *top; /* [h*w * h*w]: taken */
+    double *gauss;            /* [h*w] */
+    double *s, *ds;           /* [h*w]: a smoothed map, and what comes back to it */
+    double *v;                /* [h*w * h*w]: what the largest are sought of */
+    unsigned char *top, *out; /* the same: which were found; where they may be */
 };
 
 static const double kernel[2][2] = {{.3319, .1221}, {.1221, .0449}};
@@ -190,10 +195,9 @@ static double mean_of_largest(const double *v, const unsigned char *in, size_t n
 static double enhance(struct box *b, double factor)
 {
     size_t n = (size_t)(b->h * b->w);
-    double *v = b->ds + n; /* behind ds there is as much again */
     for (size_t p = 0; p < n; p++)
-        v[p] = b->s[p] * b->gauss[p];
-    double mean = mean_of_largest(v, b->in, n, b->k, b->top), loss = 8 * fmax(0, 1 - mean);
+        b->v[p] = b->s[p] * b->gauss[p];
+    double mean = mean_of_largest(b->v, b->in, n, b->k, b->top), loss = 8 * fmax(0, 1 - mean);
     for (size_t p = 0; p < n && loss > 0; p++)
         b->ds[p] -= b->top[p] ? factor * 8 / b->k * b->gauss[p] : 0;
     return factor * loss;
@@ -224,48 +228,42 @@ static double fill(struct box *b, double factor)
     return loss;
 }
 
-static double apart(struct box *b, const float *self, float *back, double factor, struct err *err)
+static double apart(struct box *b, const float *self, float *back, double factor)
 {
     size_t n = (size_t)(b->h * b->w);
-    double *v = malloc(n * n * sizeof *v), loss = 0;
-    unsigned char *out = malloc(n * n);
-    if (v && out) {
-        for (size_t i = 0; i < n * n; i++) {
-            v[i] = (double)self[i];
-            out[i] = b->in[i / n] && !b->in[i % n];
-        }
-        loss = 10 * fmax(0, mean_of_largest(v, out, n * n, b->k, b->top));
-        for (size_t i = 0; i < n * n && loss > 0; i++)
-            back[i] += b->top[i] ? (float)(factor * 10 / b->k) : 0;
-    } else {
-        err_nomem(err, n * n * sizeof *v);
-        loss = NAN;
+    for (size_t i = 0; i < n * n; i++) {
+        b->v[i] = (double)self[i];
+        b->out[i] = b->in[i / n] && !b->in[i % n];
     }
-    free(v);
-    free(out);
+    double loss = 10 * fmax(0, mean_of_largest(b->v, b->out, n * n, b->k, b->top));
+    for (size_t i = 0; i < n * n && loss > 0; i++)
+        back[i] += b->top[i] ? (float)(factor * 10 / b->k) : 0;
     return factor * loss;
 }
 
-int layout_loss(double loss[LAYOUT_LOSSES], const double factor[LAYOUT_LOSSES], int h, int w,
-                const unsigned char *in, const float *map, int tokens, float *back,
-                const float *self, float *self_back, struct err *err)
+size_t layout_room(int h, int w)
 {
-    size_t n = (size_t)(h * w);
-    struct box b = {.h = h, .w = w, .in = in};
+    size_t n = (size_t)h * (size_t)w, bytes = 2 * n * n;
+    return 3 * n + n * n + (bytes + sizeof(double) - 1) / sizeof(double);
+}
+
+void layout_loss(double loss[LAYOUT_LOSSES], const double factor[LAYOUT_LOSSES], int h, int w,
+                 const unsigned char *in, const float *map, int tokens, float *back,
+                 const float *self, float *self_back, double *room)
+{
+    size_t n = (size_t)h * (size_t)w;
+    struct box b = {.h = h, .w = w, .in = in, .gauss = room};
     for (size_t p = 0; p < n; p++)
         b.cells += in[p] != 0;
     if (!b.cells)
-        return 0;
+        return;
     b.k = b.cells / 5 ? b.cells / 5 : 1;
-    b.gauss = calloc(4 * n, sizeof *b.gauss);
-    b.top = malloc(n * n);
-    if (!b.gauss || !b.top) {
-        free(b.gauss);
-        free(b.top);
-        return err_nomem(err, n * n);
-    }
     b.s = b.gauss + n;
     b.ds = b.s + n;
+    b.v = b.ds + n;
+    b.top = (unsigned char *)(b.v + n * n);
+    b.out = b.top + n * n;
+    memset(b.gauss, 0, n * sizeof *b.gauss);
     fill_gauss(&b);
     for (int t = 0; t < tokens; t++) {
         memset(b.s, 0, 2 * n * sizeof *b.s);
@@ -275,8 +273,5 @@ int layout_loss(double loss[LAYOUT_LOSSES], const double factor[LAYOUT_LOSSES], 
         smooth_back(&b, back + (size_t)t * n);
     }
     if (self)
-        loss[LAYOUT_APART] += apart(&b, self, self_back, factor[LAYOUT_APART], err);
-    free(b.gauss);
-    free(b.top);
-    return isnan(loss[LAYOUT_APART]) ? ERR_NOMEM : 0;
+        loss[LAYOUT_APART] += apart(&b, self, self_back, factor[LAYOUT_APART]);
 }

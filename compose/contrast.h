@@ -17,21 +17,23 @@
 #ifndef WEFT_CONTRAST_H
 #define WEFT_CONTRAST_H
 
-#include "unet/err.h"
-
 #include <stddef.h>
 
-/* m [n, places], label[n]; back [n, places] becomes dL/dm. 0 where no two have one label. NAN: no memory. */
+/* Doubles of room that each needs. */
+size_t contrast_room(int n, size_t places);
+size_t layout_room(int h, int w);
+
+/* m [n, places], label[n]; back [n, places] becomes dL/dm. 0 where no two have one label. */
 double contrast_loss(const float *m, const int *label, int n, size_t places, double tau,
-                     float *back);
+                     float *back, double *room);
 
 enum { LAYOUT_ENHANCE, LAYOUT_FILL, LAYOUT_APART, LAYOUT_LOSSES };
 
 /* One region at h x w: in [h*w] not 0 where it is; map [tokens, h*w], self [h*w, h*w] rows being queries, or NULL. Adds the
  * gradients of factor[i] times each loss to back and self_back (of the maps' sizes), and the losses, times factor, to loss. A
  * region of no place has none. */
-int layout_loss(double loss[LAYOUT_LOSSES], const double factor[LAYOUT_LOSSES], int h, int w,
-                const unsigned char *in, const float *map, int tokens, float *back,
-                const float *self, float *self_back, struct err *err);
+void layout_loss(double loss[LAYOUT_LOSSES], const double factor[LAYOUT_LOSSES], int h, int w,
+                 const unsigned char *in, const float *map, int tokens, float *back,
+                 const float *self, float *self_back, double *room);
 
 #endif

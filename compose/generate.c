@@ -3,6 +3,7 @@
 
 #include "canvas.h"
 #include "maps.h"
+#include "refine.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -192,7 +193,11 @@ static int all_turns(struct generator *g, int first, int last, bool prepare, dou
             times += alike(g, first, last, e, k);
         double one = 0;
         int n = turns(g, first, last, e, true);
-        rc = batch_measure(&g->batch, g->turn, n, prepare, &g->pass_bytes, &one, err);
+        for (int k = 0; k < n && rc == 0; k++)
+            if (g->turn[k].a->refine.how)
+                rc = refine_measure(g->turn[k].of->refine, &g->batch, &g->turn[k], prepare,
+                                    &g->pass_bytes, &one, err);
+        rc = rc < 0 ? rc : batch_measure(&g->batch, g->turn, n, prepare, &g->pass_bytes, &one, err);
         *flops += times * one;
     }
     return rc;
@@ -317,6 +322,16 @@ static int start(struct generator *g, struct err *err)
     return rc;
 }
 
+/* What the model says of n pictures, moved before where they are to be. */
+static int predict(struct generator *g, int n, struct err *err)
+{
+    int rc = 0;
+    for (int i = 0; i < n && rc == 0; i++)
+        if (g->turn[i].a->refine.how)
+            rc = refine_run(g->turn[i].of->refine, &g->batch, &g->turn[i], err);
+    return rc < 0 ? rc : batch_predict(&g->batch, g->turn, n, err);
+}
+
 static int advance(struct generator *g, int eval, struct err *err)
 {
     int rc = 0;
@@ -353,7 +368,7 @@ int generator_run(struct generator *g, struct image *im, generate_progress *prog
         rc = go_on(progress, user, i, n, err);
         for (int k = 0; k < g->n && rc == 0; k++)
             rc = canvas_rewind(&g->canvas[k], i, &g->pass, &g->keep, err);
-        rc = rc < 0 ? rc : batch_predict(&g->batch, g->turn, turns(g, 0, g->n, i, false), err);
+        rc = rc < 0 ? rc : predict(g, turns(g, 0, g->n, i, false), err);
         rc = rc < 0 ? rc : advance(g, i, err);
     }
     rc = rc < 0 ? rc : go_on(progress, user, n, n, err);
@@ -368,6 +383,8 @@ int generator_look(struct generator *g, int i, struct err *err)
 const float *generator_mask(const struct generator *g, int i, int adapter, int *h, int *w)
 {
     const struct maps *m = g->canvas[i].passes.maps;
+    if (g->canvas[i].passes.refine)
+        return refine_values(g->canvas[i].passes.refine, adapter, h, w);
     return m ? maps_values(m, adapter, h, w) : NULL;
 }
 

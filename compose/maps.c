@@ -33,6 +33,12 @@ static unsigned char *tokens_of(const struct maps *m, int text, int i)
     return m->owns + (size_t)(text * m->n + i) * (size_t)m->tokens;
 }
 
+const unsigned char *maps_tokens(const struct maps *m, int text, int i, int *n)
+{
+    *n = m->tokens;
+    return tokens_of(m, text, i);
+}
+
 static bool is_there(const struct maps *m, int text, int i)
 {
     return memchr(tokens_of(m, text, i), 1, (size_t)m->tokens);

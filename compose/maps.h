@@ -54,6 +54,8 @@ struct mask *maps_mask(const struct maps *m, int i, bool attends);
 /* Its w, and that where it is routed at a level; NULL: 0, not routed. */
 struct mask *maps_words(const struct maps *m, int i);
 struct mask *maps_routed(const struct maps *m, int i, enum route_level level);
+/* Which of a text's tokens are adapter i's words: 1 each, [*n], borrowed. */
+const unsigned char *maps_tokens(const struct maps *m, int text, int i, int *n);
 /* Forgets all steps: masks are 1 again, or what was given. */
 void maps_restart(struct maps *m);
 /* The row-th of a cross attention's rows, which sees that text of the conditions. Runs in r, also while that measures. */

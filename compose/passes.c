@@ -2,6 +2,7 @@
 
 #include "influence.h"
 #include "maps.h"
+#include "refine.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -59,7 +60,9 @@ const struct tensor *passes_text(const struct passes *p, const struct action *a,
 /* Whether both run the same layers on the same rows. */
 static bool same_kind(const struct action *a, const struct action *b)
 {
-    bool same = a->n_pass == b->n_pass && a->n_act == b->n_act;
+    bool same = a->n_pass == b->n_pass && a->n_act == b->n_act && a->refine.how == b->refine.how &&
+                a->refine.times == b->refine.times &&
+                !(a->refine.mask > 0) == !(b->refine.mask > 0);
     for (int i = 0; i < a->n_pass && same; i++)
         same = a->pass[i].n_act == b->pass[i].n_act && a->pass[i].deep == b->pass[i].deep &&
                !(a->pass[i].attend.sharp > 0) == !(b->pass[i].attend.sharp > 0) &&
@@ -132,9 +135,12 @@ static int note(struct passes *p, const struct action *a, int eval, struct err *
     for (int i = 0; i < a->n_pass && rc == 0; i++) {
         for (int k = 0; k < p->cond->n_row; k++)
             rows += passes_run(p, &a->pass[i], k);
-        if ((a->pass[i].attend.sharp > 0 || is_placed(p->p)) && !p->maps)
+        bool looks = a->pass[i].attend.sharp > 0 || is_placed(p->p) || a->refine.how;
+        if (looks && !p->maps)
             rc = maps_open(&p->maps, p->m, p->p, p->cond, p->compose->strategy, err);
     }
+    if (rc == 0 && a->refine.how && !p->refine)
+        rc = refine_open(&p->refine, p, err);
     p->total += rows;
     p->rows = p->rows > rows ? p->rows : rows;
     for (int i = 0; i < a->n_pass; i++)
@@ -276,6 +282,7 @@ int passes_encode(struct passes *p, struct run *r, const struct fold *fold, stru
 
 void passes_release(struct passes *p)
 {
+    refine_close(p->refine);
     maps_close(p->maps);
     free(p->kind);
     free(p->which);

@@ -35,11 +35,12 @@ struct passes {
     const struct sampler *sampler;
     bool guided; /* row 0 is the negative prompt's */
 
-    struct action *kind; /* actions that differ in what they run, not in by how much */
-    int *which;          /* [n_probe and the sampler's evaluations] the kind of each */
-    int n_probe;         /* evaluations of a first phase, those that the sampler begins with */
-    int n_kind, total;   /* total: rows over all evaluations */
-    struct maps *maps;   /* NULL: nothing wants any */
+    struct action *kind;   /* actions that differ in what they run, not in by how much */
+    int *which;            /* [n_probe and the sampler's evaluations] the kind of each */
+    int n_probe;           /* evaluations of a first phase, those that the sampler begins with */
+    int n_kind, total;     /* total: rows over all evaluations */
+    struct maps *maps;     /* NULL: nothing wants any */
+    struct refine *refine; /* likewise */
     struct text_set *set;
     int n_set, n_slot, rows; /* rows: of an action at most */
 

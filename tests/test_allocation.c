@@ -165,7 +165,8 @@ Test(allocation, none_after_the_first_step)
                                           "gated",
                                           "attend:keep=.2",
                                           "router",
-                                          "freefuse"};
+                                          "freefuse",
+                                          "clora:rate=5,extra=1"};
     struct fixture f;
     if (!COUNTED)
         cr_skip_test("the sanitizer's malloc cannot be counted");

@@ -313,6 +313,42 @@ Test(compose, freefuse_looks_first)
     compose_close(c);
 }
 
+Test(compose, clora_has_a_pass_for_each)
+{
+    const struct compose_adapter three[] = {
+        {.strength = 1, .placed = true}, {.strength = 1}, {.strength = 1, .placed = true}};
+    struct compose *c = start("clora:rate=7,every=2,extra=5,apart=.2,until=.5", 3, three);
+    struct action a = next(c, 0);
+    cr_assert_eq(a.n_pass, 3, "base and two with words");
+    for (int i = 0; i < 3; i++) {
+        const struct pass *p = &a.pass[i];
+        cr_expect(p->placed && p->n_act == 1 + (i > 0), "who is meant for all acts in all");
+        cr_expect_float_eq(p->mix[HALF_COND], 1 / 3., 1e-12);
+        cr_expect_eq(a.act[p->act0].adapter, i == 0 ? 1 : i == 1 ? 0 : 2);
+        cr_expect_eq(a.act[p->act0 + p->n_act - 1].adapter, 1);
+    }
+    cr_expect(a.refine.how == REFINE_CONTRAST && a.refine.divide == 4 && !a.refine.halves);
+    cr_expect_float_eq(a.refine.rate, 7, 1e-6);
+    static const int want[][2] = {{0, 7}, {1, 2}, {6, 7}, {12, 7}, {14, 2}, {15, 0}, {29, 0}};
+    for (size_t i = 0; i < sizeof want / sizeof *want; i++)
+        cr_expect_eq(next(c, want[i][0]).refine.times, want[i][1], "step %d", want[i][0]);
+    compose_close(c);
+    c = start("clora:preset=paper,rate=7", 3, three);
+    cr_expect_eq(next(c, 0).refine.times, 20);
+    cr_expect_eq(next(c, 1).refine.times, 0);
+    cr_expect_eq(next(c, 12).refine.times, 20);
+    cr_expect(next(c, 0).refine.halves && !next(c, 0).refine.up);
+    compose_close(c);
+    c = start("clora", 2, three); /* one with words */
+    a = next(c, 0);
+    cr_expect(a.n_pass == 2 && a.refine.times == 0, "nothing to be told apart");
+    compose_close(c);
+    c = start("clora", 1, three + 1);
+    a = next(c, 0);
+    cr_expect(a.n_pass == 1 && !a.pass[0].placed && a.refine.how == REFINE_NONE);
+    compose_close(c);
+}
+
 Test(compose, router_says_how_many_and_where)
 {
     struct compose *c = start("router:k=2,at=ff,middle=1", 3, NULL);

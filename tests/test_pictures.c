@@ -145,6 +145,61 @@ Test(compose, attend_where_nothing_is_divided_is_merge)
     fixture_close(&f);
 }
 
+/* Each adapter's pass counts in its part alone: one step with places that are given, and where the second's are not nothing
+ * of it is seen, to the bit. Parts that follow from words sum up to 1, and moving the picture changes it. */
+Test(compose, clora_has_parts)
+{
+    static const float left[2] = {1, 0}, right[2] = {0, 1};
+    struct fixture f;
+    struct generator *g;
+    struct picture p;
+    struct err err;
+    float *first = NULL, strength[2] = {1, .3f};
+    fixture_open(&f, "an owl on a castle");
+    for (int turn = 0; turn < 2; turn++) {
+        struct use use[2] = {f.use[0], f.use[1]};
+        struct image im;
+        size_t n, differ = 0;
+        for (int i = 0; i < 2; i++) {
+            use[i].where = i ? right : left;
+            use[i].where_h = 1;
+            use[i].where_w = 2;
+            use[i].te = 0;
+        }
+        use[1].unet = strength[turn];
+        picture_init(&p, f.m);
+        p.prompt = &f.prompt;
+        p.negative = &f.negative;
+        p.steps = 1;
+        p.use = use;
+        p.n_use = 2;
+        p.compose = "clora:every=0";
+        cr_assert_eq(generator_open(&g, f.m, &err), 0);
+        cr_assert_eq(generator_prepare(g, &p, 1, NULL, &err), 0, "%s", err.msg);
+        cr_assert_eq(generator_run(g, &im, NULL, NULL, &err), 0, "%s", err.msg);
+        const float *z = generator_latent(g, 0, &n);
+        size_t row = n / (size_t)(im.h / f.m->vae->factor);
+        for (size_t i = 0; i < n && turn; i++) {
+            bool is_left = i % row < row / 4;
+            cr_expect(!is_left || z[i] == first[i], "value %zu", i);
+            differ += i % row >= row / 2 && z[i] != first[i];
+        }
+        cr_expect(!turn || differ > n / 3, "%zu differ on the right", differ);
+        if (!turn)
+            first = memcpy(malloc(n * sizeof *z), z, n * sizeof *z);
+        image_release(&im);
+        generator_close(g);
+    }
+    free(first);
+    struct made still = make(&f, "clora:every=0", 3, false), moved = make(&f, "clora", 3, false);
+    cr_expect_eq(still.passes, moved.passes);
+    cr_expect_gt(moved.flops, still.flops);
+    cr_expect_gt(test_error(moved.latent, still.latent, still.n), 1e-5);
+    free(still.latent);
+    free(moved.latent);
+    fixture_close(&f);
+}
+
 /* A first phase whose picture is thrown away: with masks of 1 behind it, merge. */
 Test(compose, freefuse_begins_anew)
 {
@@ -299,7 +354,7 @@ Test(compose, batches_change_nothing)
 
 /* Pictures made together, as different as they come: strategies, adapters, prompts of one chunk and two,
  * samplers with one evaluation a step and two, sizes, guidance or none, lengths. */
-enum { TOGETHER = 19 };
+enum { TOGETHER = 21 };
 static const struct {
     const char *compose, *prompt, *sampler;
     int first, n, steps, w;
@@ -322,6 +377,9 @@ static const struct {
     {"attend", "an owl on a castle", NULL, 0, 3, 6, 64, 7},
     {"freefuse", "an owl on a castle", NULL, 0, 3, 6, 64, 7},
     {"freefuse:phase=.4,deepcache=2", "an owl on a castle", "heun", 0, 2, 5, 64, 3},
+    {"clora", "an owl on a castle", NULL, 0, 3, 6, 64, 7},
+    {"clora:uncond=base,extra=1,maps=both,deepcache=2", "an [owl:castle:2]", "heun", 0, 2, 5, 96,
+     3},
     {"router:at=attention", "an owl on a castle", NULL, 0, 3, 6, 64, 7},
     {"attend:uncond=base,deepcache=2", "an [owl:castle:2] AND a red castle", "heun", 0, 2, 5, 96,
      3},

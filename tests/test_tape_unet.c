@@ -317,7 +317,9 @@ static void check_clora(struct fixture *f, bool halves, const char *name)
                 memcpy(m + i * PLACES, maps + (clora[i].variant * TOKENS + clora[i].token) * PLACES,
                        PLACES * sizeof *m);
             }
-            double loss = contrast_loss(m, label, EMBEDDINGS, PLACES, .5, back);
+            double *room = malloc(contrast_room(EMBEDDINGS, PLACES) * sizeof *room);
+            double loss = contrast_loss(m, label, EMBEDDINGS, PLACES, .5, back, room);
+            free(room);
             snprintf(key, sizeof key, "%s_loss", name);
             float *want = test_floats(f->want, key, &n);
             cr_expect_float_eq(loss, want[0], MAPS * want[0], "%s: %g, not %g", name, loss,
@@ -399,7 +401,7 @@ static void golden_losses(struct seeing *s, const struct regions *g, const doubl
 {
     const struct region_level *l = NULL;
     unsigned char in[PLACES];
-    struct err err;
+    double *room = malloc(layout_room(4, 4) * sizeof *room);
     for (int i = 0; i < g->n_level; i++)
         l = g->level[i].h == 4 ? &g->level[i] : l;
     for (int i = 0; i < 3; i++)
@@ -410,12 +412,12 @@ static void golden_losses(struct seeing *s, const struct regions *g, const doubl
     for (int i = 0; i < 2; i++) {
         for (int p = 0; p < PLACES; p++)
             in[p] = l->host[p] >> i & 1;
-        cr_assert_eq(layout_loss(loss, factor, 4, 4, in, s->a[i].map, s->a[i].n, s->a[i].back, self,
-                                 self_back, &err),
-                     0);
+        layout_loss(loss, factor, 4, 4, in, s->a[i].map, s->a[i].n, s->a[i].back, self, self_back,
+                    room);
     }
     for (int i = 0; i < PLACES * PLACES; i++)
         s->a[2].back[i % PLACES * PLACES + i / PLACES] = self_back[i];
+    free(room);
 }
 
 static void check_composer(struct fixture *f)

@@ -1,0 +1,413 @@
+#include "refine.h"
+
+#include "attended.h"
+#include "contrast.h"
+#include "maps.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { PLACES_TOGETHER = 1024 }; /* latents of more go one by one */
+#define TAU .5                   /* of the contrast */
+
+struct refine {
+    struct passes *of;
+    struct tape *tape;
+    struct attended seen;
+    int *key, *label, n_key; /* of the text in hand: tokens, and whose each is */
+    int most;                /* keys of a text */
+    float *map, *back;       /* [passes, keys, places] */
+    size_t room;
+    double *sums;       /* the loss's own room */
+    struct mask **part; /* [adapters + 1], the last the base's */
+    float *values;      /* the same, [adapters + 1, h*w] */
+    double flops;
+};
+
+/* ---- opening --------------------------------------------------------------------------------- */
+
+/* The tokens of all adapters in a text. */
+static void find_keys(struct refine *f, int text)
+{
+    f->n_key = 0;
+    for (int i = 0; i < f->of->p->n_use; i++) {
+        int n;
+        const unsigned char *owns = maps_tokens(f->of->maps, text, i, &n);
+        for (int j = 0; j < n; j++)
+            if (owns[j]) {
+                f->key[f->n_key] = j;
+                f->label[f->n_key++] = i;
+            }
+    }
+    f->seen.key = f->key;
+    f->seen.n = f->n_key;
+}
+
+int refine_open(struct refine **out, struct passes *of, struct err *err)
+{
+    struct refine *f = calloc(1, sizeof *f);
+    const struct conditions *c = of->cond;
+    int factor = of->m->vae->factor, h = of->p->h / factor, w = of->p->w / factor,
+        n = of->p->n_use + 1;
+    *out = f;
+    if (!f)
+        return err_nomem(err, sizeof *f);
+    f->of = of;
+    f->seen.region = -1;
+    f->most = c->n_chunk * c->length * n;
+    f->key = malloc((size_t)f->most * sizeof *f->key);
+    f->label = malloc((size_t)f->most * sizeof *f->label);
+    f->part = calloc((size_t)n, sizeof *f->part);
+    int rc = f->key && f->label && f->part ? tape_new(&f->tape, err)
+                                           : err_nomem(err, (size_t)f->most * sizeof *f->key);
+    for (int i = 0; i < n && rc == 0; i++) {
+        rc = mask_new(&f->part[i], of->m->dev, err);
+        if (rc == 0 && !mask_at(f->part[i], h, w, true, err))
+            rc = ERR_NOMEM;
+    }
+    return rc;
+}
+
+void refine_close(struct refine *f)
+{
+    if (!f)
+        return;
+    for (int i = 0; f->part && i <= f->of->p->n_use; i++)
+        mask_free(f->part[i]);
+    tape_free(f->tape);
+    attended_release(&f->seen);
+    free(f->key);
+    free(f->label);
+    free(f->map);
+    free(f->part);
+    free(f->values);
+    free(f->sums);
+    free(f);
+}
+
+void refine_restart(struct refine *f)
+{
+    const float all = 1;
+    for (int i = 0; i <= f->of->p->n_use; i++)
+        mask_set(f->part[i], &all, 1, 1);
+}
+
+struct mask *refine_part(const struct refine *f, int i)
+{
+    return f->part[i < 0 ? f->of->p->n_use : i];
+}
+
+const float *refine_values(const struct refine *f, int i, int *h, int *w)
+{
+    *h = f->seen.h;
+    *w = f->seen.w;
+    return f->values ? f->values + (size_t)i * (size_t)*h * (size_t)*w : NULL;
+}
+
+/* ---- looking --------------------------------------------------------------------------------- */
+
+static void saw(void *user, struct run *r, int cross, int region, const struct tensor *q,
+                const struct tensor *k, const struct attention *how)
+{
+    struct refine *f = user;
+    if (attended_counts(&f->seen, f->of->m->unet, cross, region))
+        attended_see(&f->seen, r, q, k, how);
+}
+
+/* The condition that says what the picture is of; its words are looked for. */
+static int main_row(const struct passes *p)
+{
+    return p->guided ? 1 : 0;
+}
+
+/* Rows of a pass: its negative and its prompt, or that alone. */
+static int rows_of(const struct refine *f, const struct turn *t)
+{
+    return t->a->refine.halves && f->of->guided ? 2 : 1;
+}
+
+/* Passes that go together. */
+static int together(const struct refine *f, const struct turn *t)
+{
+    int rows = rows_of(f, t), n = BATCH_ROWS / rows;
+    if (t->x->h * t->x->w > PLACES_TOGETHER)
+        n = 1;
+    return n < t->a->n_pass ? n : t->a->n_pass;
+}
+
+/* What n passes of the action from the first on attend to. With a tape the way back is open. */
+static void look(struct refine *f, struct batch *b, struct turn *t, int first, int n,
+                 struct look *l)
+{
+    struct place at[BATCH_ROWS];
+    int rows = 0;
+    for (int i = first; i < first + n; i++)
+        for (int k = rows_of(f, t) - 1; k >= 0; k--)
+            at[rows++] = (struct place){t, i, main_row(f->of) - k};
+    l->watch = (struct map_watch){
+        .saw = saw, .user = f, .until = attended_until(f->of->m->unet, f->seen.level)};
+    attended_begin(&f->seen, rows);
+    batch_look(b, at, rows, l);
+    attended_end(&f->seen);
+}
+
+static int grow(void *list, size_t bytes, struct err *err)
+{
+    void **at = list, *more = realloc(*at, bytes);
+    if (!more)
+        return err_nomem(err, bytes);
+    *at = more;
+    return 0;
+}
+
+/* Room for the maps of all passes, once their size is known, which is while measuring. */
+static int make_room(struct refine *f, int passes, struct err *err)
+{
+    size_t places = (size_t)f->seen.h * (size_t)f->seen.w, n = (size_t)passes * (size_t)f->n_key,
+           parts = (size_t)(f->of->p->n_use + 1) * places;
+    if (n * places <= f->room && f->values)
+        return 0;
+    int rc = grow(&f->map, (2 * n * places + 1) * sizeof *f->map, err);
+    rc = rc < 0 ? rc : grow(&f->values, parts * sizeof *f->values, err);
+    rc = rc < 0 ? rc : grow(&f->label, ((size_t)f->most + n) * sizeof *f->label, err);
+    rc = rc < 0 ? rc : grow(&f->sums, contrast_room((int)n, places) * sizeof *f->sums, err);
+    if (rc < 0)
+        return rc;
+    memset(f->values, 0, parts * sizeof *f->values);
+    f->back = f->map + n * places;
+    f->room = n * places;
+    return 0;
+}
+
+/* Means over a pass's rows. */
+static void take_maps(struct refine *f, int first, int n, int rows)
+{
+    size_t one = (size_t)f->n_key * (size_t)f->seen.h * (size_t)f->seen.w;
+    for (int i = 0; i < n; i++)
+        for (size_t p = 0; p < one; p++) {
+            float sum = 0;
+            for (int k = 0; k < rows; k++)
+                sum += f->seen.map[(size_t)(i * rows + k) * one + p];
+            f->map[(size_t)(first + i) * one + p] = sum / (float)rows;
+        }
+}
+
+static void give_back(struct refine *f, int first, int n, int rows)
+{
+    size_t one = (size_t)f->n_key * (size_t)f->seen.h * (size_t)f->seen.w;
+    for (int i = 0; i < n * rows; i++)
+        for (size_t p = 0; p < one; p++)
+            f->seen.back[(size_t)i * one + p] =
+                f->back[(size_t)(first + i / rows) * one + p] / (float)rows;
+}
+
+static void contrast(struct refine *f, int passes)
+{
+    size_t places = (size_t)f->seen.h * (size_t)f->seen.w;
+    for (int i = f->n_key; i < passes * f->n_key; i++)
+        f->label[i] = f->label[i % f->n_key];
+    contrast_loss(f->map, f->label, passes * f->n_key, places, TAU, f->back, f->sums);
+}
+
+/* ---- moving ---------------------------------------------------------------------------------- */
+
+/* x -= rate / in_scale times the sum of the rows of dx, which are of what the model is given. */
+static void move(struct run *r, struct turn *t, const struct tensor *dx)
+{
+    struct tensor x = *t->x;
+    for (int i = 0; i < dx->n; i++) {
+        struct tensor row = tensor_rows(dx, i, 1);
+        const struct tensor *src[2] = {&x, &row};
+        const double coef[2] = {1, -(double)t->a->refine.rate / t->in_scale};
+        op_lincomb(r, &x, 2, coef, src, 0);
+    }
+}
+
+static void begin(const struct refine *f, struct batch *b, int kind)
+{
+    (void)f;
+    if (kind < 0)
+        run_reset(b->run);
+    else
+        run_begin(b->run, kind > 0);
+}
+
+/* Notes what a pass takes, while measuring. */
+static int done(struct refine *f, struct batch *b, size_t *peak, struct err *err)
+{
+    if (peak && b->run->plan.peak > *peak)
+        *peak = b->run->plan.peak;
+    f->flops += b->run->measuring ? b->run->flops : 0;
+    return run_check(b->run, err);
+}
+
+/* kind: 0 measures, 1 prepares, -1 runs. */
+static int one_step(struct refine *f, struct batch *b, struct turn *t, int kind, size_t *peak,
+                    struct err *err)
+{
+    int passes = t->a->n_pass, n = together(f, t), rows = rows_of(f, t), rc = 0;
+    bool once = n == passes;
+    for (int first = 0; first < passes && !once && rc == 0; first += n) {
+        int here = passes - first < n ? passes - first : n;
+        struct look l = {0};
+        begin(f, b, kind);
+        look(f, b, t, first, here, &l);
+        rc = done(f, b, peak, err);
+        rc = rc < 0 ? rc : make_room(f, passes, err);
+        if (rc == 0)
+            take_maps(f, first, here, rows);
+    }
+    if (!once && rc == 0)
+        contrast(f, passes);
+    for (int first = 0; first < passes && rc == 0; first += n) {
+        int here = passes - first < n ? passes - first : n;
+        struct look l = {.tape = f->tape};
+        begin(f, b, kind);
+        look(f, b, t, first, here, &l);
+        rc = make_room(f, passes, err);
+        if (once && rc == 0) {
+            take_maps(f, first, here, rows);
+            contrast(f, passes);
+        }
+        if (rc < 0)
+            break;
+        give_back(f, first, here, rows);
+        attended_seed(&f->seen, f->tape);
+        struct tensor dx = tape_back(f->tape, &l.x);
+        move(b->run, t, &dx);
+        rc = done(f, b, peak, err);
+    }
+    return rc;
+}
+
+/* ---- parts ----------------------------------------------------------------------------------- */
+
+/* The pass that adapter i acts in, and not all do. */
+static int pass_of(const struct action *a, int adapter)
+{
+    for (int i = 0; i < a->n_pass; i++)
+        for (int k = 0; k < a->pass[i].n_act; k++)
+            if (a->pass[i].placed && a->act[a->pass[i].act0].adapter == adapter)
+                return i;
+    return -1;
+}
+
+/* Where adapter i's own words are, in its own pass: 1 there. false: they are nowhere. */
+static bool mark(const struct refine *f, const struct action *a, int i, float *to)
+{
+    size_t places = (size_t)f->seen.h * (size_t)f->seen.w;
+    const struct use *u = &f->of->p->use[i];
+    int pass = pass_of(a, i);
+    bool any = false;
+    if (u->where && pass >= 0) {
+        mask_resample(to, f->seen.h, f->seen.w, u->where, u->where_h, u->where_w);
+        for (size_t p = 0; p < places; p++)
+            to[p] = to[p] >= .5f;
+        return true;
+    }
+    for (int k = 0; k < f->n_key && pass >= 0; k++) {
+        const float *map = f->map + ((size_t)pass * (size_t)f->n_key + (size_t)k) * places;
+        float most = 0;
+        if (f->label[k] != i)
+            continue;
+        for (size_t p = 0; p < places; p++)
+            most = fmaxf(most, map[p]);
+        for (size_t p = 0; p < places; p++)
+            to[p] = map[p] > a->refine.mask * most ? 1 : to[p];
+        any = true;
+    }
+    return any;
+}
+
+static void share_out(struct refine *f, const struct action *a)
+{
+    size_t places = (size_t)f->seen.h * (size_t)f->seen.w;
+    int n = f->of->p->n_use;
+    float *base = f->values + (size_t)n * places;
+    bool at[COMPOSE_MAX_ADAPTERS];
+    memset(f->values, 0, (size_t)(n + 1) * places * sizeof *f->values);
+    for (int i = 0; i < n; i++)
+        at[i] = mark(f, a, i, f->values + (size_t)i * places);
+    for (size_t p = 0; p < places; p++) {
+        float sum = 0;
+        for (int i = 0; i < n; i++)
+            sum += f->values[(size_t)i * places + p];
+        base[p] = sum > 0 ? 0 : 1;
+        /* who is nowhere to be found is where nobody is */
+        for (int i = 0; i < n; i++)
+            if (!at[i] && pass_of(a, i) >= 0)
+                f->values[(size_t)i * places + p] = base[p];
+        sum = 0;
+        for (int i = 0; i <= n; i++)
+            sum += f->values[(size_t)i * places + p];
+        for (int i = 0; i <= n; i++)
+            f->values[(size_t)i * places + p] /= sum;
+    }
+    for (int i = 0; i <= n; i++)
+        mask_set(f->part[i], f->values + (size_t)i * places, f->seen.h, f->seen.w);
+}
+
+/* Maps of all passes, for the parts. */
+static int look_once(struct refine *f, struct batch *b, struct turn *t, int kind, size_t *peak,
+                     struct err *err)
+{
+    int passes = t->a->n_pass, n = together(f, t), rc = 0;
+    for (int first = 0; first < passes && rc == 0; first += n) {
+        int here = passes - first < n ? passes - first : n;
+        struct look l = {0};
+        begin(f, b, kind);
+        look(f, b, t, first, here, &l);
+        rc = done(f, b, peak, err);
+        rc = rc < 0 ? rc : make_room(f, passes, err);
+        if (rc == 0)
+            take_maps(f, first, here, rows_of(f, t));
+    }
+    return rc;
+}
+
+/* ---- both ------------------------------------------------------------------------------------ */
+
+static void get_ready(struct refine *f, const struct turn *t)
+{
+    const struct refine_step *s = &t->a->refine;
+    f->seen.level = attended_level(f->of->m->unet, s->divide);
+    f->seen.first = s->up ? f->of->m->unet->up_cross : 0;
+    find_keys(f, conditions_at(f->of->cond, main_row(f->of), t->step));
+}
+
+int refine_measure(struct refine *f, struct batch *b, struct turn *t, bool prepare, size_t *peak,
+                   double *flops, struct err *err)
+{
+    int rc = 0, times = t->a->refine.times;
+    get_ready(f, t);
+    if (!f->n_key) { /* places are given, or nobody has any */
+        f->seen.h = (t->x->h + t->a->refine.divide - 1) / t->a->refine.divide;
+        f->seen.w = (t->x->w + t->a->refine.divide - 1) / t->a->refine.divide;
+        return make_room(f, t->a->n_pass, err);
+    }
+    f->flops = 0;
+    if (times)
+        rc = one_step(f, b, t, prepare, peak, err);
+    *flops += times * f->flops;
+    f->flops = 0;
+    if (rc == 0 && t->a->refine.mask > 0)
+        rc = look_once(f, b, t, prepare, peak, err);
+    *flops += f->flops;
+    run_bare(b->run);
+    return rc;
+}
+
+int refine_run(struct refine *f, struct batch *b, struct turn *t, struct err *err)
+{
+    int rc = 0;
+    get_ready(f, t);
+    for (int i = 0; i < t->a->refine.times && f->n_key && rc == 0; i++)
+        rc = one_step(f, b, t, -1, NULL, err);
+    if (rc == 0 && t->a->refine.mask > 0 && f->n_key)
+        rc = look_once(f, b, t, -1, NULL, err);
+    if (rc == 0 && t->a->refine.mask > 0)
+        share_out(f, t->a);
+    run_bare(b->run);
+    return rc;
+}
