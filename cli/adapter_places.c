@@ -67,19 +67,21 @@ int adapter_places_read(struct making *m, struct err *err)
         else if (a->box[2] > 0)
             rc = draw_box(&m->where[i], &m->use[i], a->box, err);
         m->use[i].where = m->where[i];
+        m->use[i].prompt = a->prompt;
     }
     return rc;
 }
 
 /* ---- drawing --------------------------------------------------------------------------------- */
 
-/* FOLDER/STEM-NAME.png; what cannot be in a file's name becomes a line. */
-static char *drawn_path(const char *folder, const char *path, const char *name)
+/* FOLDER/STEM-NAME.png, or STEM-NAME-words.png; what cannot be in a file's name becomes a line. */
+static char *drawn_path(const char *folder, const char *path, const char *name, bool words)
 {
     const char *base = strrchr(path, '/') ? strrchr(path, '/') + 1 : path,
                *dot = strrchr(base, '.');
     char *file = NULL, *out;
-    if (asprintf(&file, "%.*s-%s.png", dot ? (int)(dot - base) : (int)strlen(base), base, name) < 0)
+    if (asprintf(&file, "%.*s-%s%s.png", dot ? (int)(dot - base) : (int)strlen(base), base, name,
+                 words ? "-words" : "") < 0)
         return NULL;
     for (char *p = file; *p; p++)
         *p = *p == '/' ? '-' : *p;
@@ -109,13 +111,14 @@ int adapter_places_draw(const struct making *m, int i, const struct image *im, c
                         const char *path, struct err *err)
 {
     int rc = 0;
-    for (int k = 0; k < m->r.n_adapter && rc == 0; k++) {
-        const struct request_adapter *a = &m->r.adapter[k];
+    for (int k = 0; k < 2 * m->r.n_adapter && rc == 0; k++) {
+        const struct request_adapter *a = &m->r.adapter[k / 2];
         int h, w;
-        const float *mask = generator_mask(m->g, i, k, &h, &w);
+        const float *mask = k % 2 ? generator_words(m->g, i, k / 2, &h, &w)
+                                  : generator_mask(m->g, i, k / 2, &h, &w);
         if (!mask)
             continue;
-        char *to = drawn_path(folder, path, a->name ? a->name : m->file[k]->name);
+        char *to = drawn_path(folder, path, a->name ? a->name : m->file[k / 2]->name, k % 2);
         rc = to ? draw_one(im, mask, h, w, to, err) : err_nomem(err, 256);
         free(to);
     }

@@ -377,7 +377,8 @@ static const struct {
     void (*help)(void);
 } parts[] = {{"store", bench_store, bench_store_help},
              {"compose", bench_compose, bench_compose_help},
-             {"retrieve", bench_retrieve, bench_retrieve_help}};
+             {"retrieve", bench_retrieve, bench_retrieve_help},
+             {"grad", bench_grad, bench_grad_help}};
 
 static int run(const struct command *self, int argc, char **argv)
 {
@@ -424,7 +425,7 @@ static void help(void)
 
 const struct command command_bench = {
     .name = "bench",
-    .usage = "weft bench [store|compose|retrieve] [options]",
+    .usage = "weft bench [store|compose|retrieve|grad] [options]",
     .about = "what this machine does, beside its limits",
     .run = run,
     .options = make_options,

@@ -18,7 +18,7 @@ struct option *making_options(struct option *o, struct making *m)
          "blocks=1/0.5/… 17 or 26 strengths as A1111's block\nweights order them, "
          "word= its words in the prompt (empty: for the whole\npicture), box=0/0/.5/1 or mask=PNG "
          "where "
-         "it acts",
+         "it acts,\nprompt= what is there (regions, composer)",
          0, 0, NULL},
         {"triggers", 0, OPTION_FLAG, &m->triggers, NULL,
          "put the trigger words of adapters in front of the prompt where\nthey are missing", 0, 0,

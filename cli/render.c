@@ -43,7 +43,9 @@ static void make_options(struct option *o, void *target)
          "with --explain: also make the picture without each adapter, and\ntell what that changes",
          0, 0, NULL},
         {"show-masks", 0, OPTION_TEXT, &d->masks, "DIR",
-         "draw where each adapter acted (--compose attend, box=, mask=) into\nDIR/FILE-ADAPTER.png",
+         "draw where each adapter acted (--compose attend, box=, mask=) "
+         "into\nDIR/FILE-ADAPTER.png, and where "
+         "its words were attended to",
          0, 0, NULL},
         {"json", 0, OPTION_FLAG, &d->json, NULL, "one JSON object a picture on stdout", 0, 0, NULL},
         {.name = NULL},

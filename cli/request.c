@@ -25,6 +25,7 @@ static void adapter_release(struct request_adapter *a)
     free(a->name);
     free(a->id);
     free(a->word);
+    free(a->prompt);
     free(a->mask);
     if (a->row)
         repo_adapter_release(a->row);
@@ -201,16 +202,17 @@ static int parse_box(struct request_adapter *a, const char *text, size_t n, stru
                    a->ref, (int)n, text);
 }
 
-/* word=, box= or mask=: 1, and 0 for another key. */
+/* word=, prompt=, box= or mask=: 1, and 0 for another key. */
 static int set_place(struct request_adapter *a, const char *key, size_t nk, const char *value,
                      size_t nv, struct err *err)
 {
-    bool word = nk == 4 && !memcmp(key, "word", 4), mask = nk == 4 && !memcmp(key, "mask", 4);
+    bool word = nk == 4 && !memcmp(key, "word", 4), mask = nk == 4 && !memcmp(key, "mask", 4),
+         prompt = nk == 6 && !memcmp(key, "prompt", 6);
     if (nk == 3 && !memcmp(key, "box", 3))
         return parse_box(a, value, nv, err) < 0 ? err->code : 1;
-    if (!word && !mask)
+    if (!word && !mask && !prompt)
         return 0;
-    char **to = word ? &a->word : &a->mask;
+    char **to = word ? &a->word : mask ? &a->mask : &a->prompt;
     free(*to);
     *to = strndup(value, nv);
     return *to ? 1 : err_nomem(err, nv);
@@ -241,25 +243,29 @@ static int set_key(struct request_adapter *a, const char *key, size_t nk, const 
         return err_set(
             err, ERR_ARG,
             "-a %.80s: '%.*s' is not unet=NUMBER, te=NUMBER, from=STEP, to=STEP, blocks=LIST, "
-            "word=WORDS, box=LEFT/TOP/RIGHT/BOTTOM or mask=PNG",
+            "word=WORDS, prompt=TEXT, box=LEFT/TOP/RIGHT/BOTTOM or mask=PNG",
             a->ref, (int)(nk + nv + 1), key);
     return 0;
 }
 
-/* True for "…,key=value" with a lower-case key: where the comma is. */
-static bool last_pair(const char *s, size_t n, size_t *comma, size_t *equals)
+/* Whether ",key=" with a lower-case key stands there. */
+static bool is_pair(const char *s)
 {
-    size_t i = n;
-    while (i > 0 && s[i - 1] != ',')
-        i--;
-    if (i == 0)
-        return false;
-    size_t e = i;
-    while (e < n && islower((unsigned char)s[e]))
-        e++;
-    *comma = i - 1;
-    *equals = e;
-    return e > i && e < n && s[e] == '=';
+    size_t n = 1;
+    while (islower((unsigned char)s[n]))
+        n++;
+    return *s == ',' && n > 1 && s[n] == '=';
+}
+
+/* Where in s[0..n) the last ",key=" is; false: there is none. What follows it may have commas of its own. */
+static bool last_pair(const char *s, size_t n, size_t *comma)
+{
+    while (n-- > 0)
+        if (is_pair(s + n)) {
+            *comma = n;
+            return true;
+        }
+    return false;
 }
 
 /* What text[0..n) means: a name, or NAME:STRENGTH. 1: found, its strength is set. */
@@ -308,22 +314,24 @@ static void drop_older(struct request *r)
 int request_add_adapter(struct request *r, const char *text, struct err *err)
 {
     struct request_adapter *a = add(r, err);
-    size_t n = strlen(text), equals;
+    size_t n = strlen(text);
 
     if (!a)
         return ERR_NOMEM;
     int rc = request_set(&a->ref, text, err);
     /* A name may hold commas, colons and equals signs: the longest beginning that names something,
      * alone or with a strength behind it, is the name. */
-    while (rc == 0 && (rc = find_ref(r, a, text, n, err)) == 0 && last_pair(text, n, &n, &equals))
+    while (rc == 0 && (rc = find_ref(r, a, text, n, err)) == 0 && last_pair(text, n, &n))
         ;
     if (rc == 0)
         return no_such_adapter(r, text, n, err);
     rc = rc < 0 ? rc : 0;
     while (rc == 0 && text[n] == ',') {
-        const char *pair = text + n + 1, *eq = strchr(pair, '=');
-        size_t len = strcspn(pair, ","), nk = eq ? (size_t)(eq - pair) : len;
-        rc = set_key(a, pair, nk, eq ? eq + 1 : "", eq ? len - nk - 1 : 0, err);
+        const char *pair = text + n + 1;
+        size_t nk = strcspn(pair, "="), len = nk;
+        while (pair[len] && !is_pair(pair + len))
+            len++;
+        rc = set_key(a, pair, nk, pair + nk + 1, len - nk - 1, err);
         n += len + 1;
     }
     if (rc == 0)
@@ -476,6 +484,8 @@ static json_t *adapter_json(const struct request_adapter *a)
         json_object_set_new(j, "blocks", blocks);
     if (j && a->word)
         json_object_set_new(j, "word", json_string(a->word));
+    if (j && a->prompt)
+        json_object_set_new(j, "prompt", json_string(a->prompt));
     if (j && is_box(a->box))
         json_object_set_new(j, "box",
                             json_pack("[f,f,f,f]", a->box[0], a->box[1], a->box[2], a->box[3]));
@@ -596,18 +606,19 @@ static bool read_box(double to[4], json_t *v)
 static int adapter_read(struct request *r, json_t *v, struct err *err)
 {
     const char *ref = NULL, *file = NULL, *sha = NULL, *name = NULL, *id = NULL, *whole = "";
-    const char *word = NULL, *mask = NULL, *mask_sha = "";
+    const char *word = NULL, *prompt = NULL, *mask = NULL, *mask_sha = "";
     struct request_adapter *a = add(r, err);
     json_t *blocks = NULL, *box = NULL;
     int in_prompt = 0;
     if (!a)
         return ERR_NOMEM;
-    if (json_unpack(
-            v, "{s:s, s:s, s:s, s:F, s:F, s:i, s:i, s:b, s?s, s?s, s?s, s?o, s?s, s?o, s?s, s?s!}",
-            "ref", &ref, "file", &file, "data_sha256", &sha, "unet", &a->unet, "te", &a->te, "from",
-            &a->from, "to", &a->to, "in_prompt", &in_prompt, "name", &name, "id", &id,
-            "file_sha256", &whole, "blocks", &blocks, "word", &word, "box", &box, "mask", &mask,
-            "mask_sha256", &mask_sha) ||
+    if (json_unpack(v,
+                    "{s:s, s:s, s:s, s:F, s:F, s:i, s:i, s:b, s?s, s?s, s?s, s?o, s?s, s?s, s?o, "
+                    "s?s, s?s!}",
+                    "ref", &ref, "file", &file, "data_sha256", &sha, "unet", &a->unet, "te", &a->te,
+                    "from", &a->from, "to", &a->to, "in_prompt", &in_prompt, "name", &name, "id",
+                    &id, "file_sha256", &whole, "blocks", &blocks, "word", &word, "prompt", &prompt,
+                    "box", &box, "mask", &mask, "mask_sha256", &mask_sha) ||
         (blocks && !read_blocks(&a->blocks, blocks)) || !*sha || !is_hash(whole) || !is_hash(sha) ||
         !is_hash(mask_sha) || !mask != !*mask_sha || (box && !read_box(a->box, box)) ||
         a->from < 0 || a->to < 0)
@@ -620,6 +631,7 @@ static int adapter_read(struct request *r, json_t *v, struct err *err)
     rc = rc < 0 ? rc : request_set(&a->name, name, err);
     rc = rc < 0 ? rc : request_set(&a->id, id, err);
     rc = rc < 0 ? rc : request_set(&a->word, word, err);
+    rc = rc < 0 ? rc : request_set(&a->prompt, prompt, err);
     rc = rc < 0 ? rc : request_set(&a->mask, mask, err);
     return rc < 0 ? rc : request_set(&a->path, file, err);
 }

@@ -22,7 +22,9 @@ struct request_adapter {
     double unet, te;
     int from, to;
     struct lbw blocks; /* n 0: none */
-    char *word;        /* its words in the prompt; "": none; NULL: as the repository has them */
+    char *
+        prompt; /* what its region is of, for strategies that have regions; NULL: what the prompt says */
+    char *word; /* its words in the prompt; "": none; NULL: as the repository has them */
     /* Where it acts: left, top, right, bottom in shares of the picture (all 0: everywhere), or a picture that is white
      * there, with the hash of its file. */
     double box[4];

@@ -1,5 +1,6 @@
 #include "batch.h"
 
+#include "areas.h"
 #include "gatemap.h"
 #include "influence.h"
 #include "maps.h"
@@ -53,7 +54,9 @@ static bool is_short(const struct place *p)
 static bool together(const struct place *a, const struct place *b)
 {
     const struct conditions *c = a->turn->of->cond, *d = b->turn->of->cond;
-    return is_short(a) == is_short(b) && tensor_same_shape(a->turn->x, b->turn->x) &&
+    bool apart = pass_of(a)->regions || pass_of(b)->regions; /* regions are one picture's */
+    return is_short(a) == is_short(b) && (!apart || (a->turn == b->turn && a->pass == b->pass)) &&
+           tensor_same_shape(a->turn->x, b->turn->x) &&
            c->n_chunk * c->length == d->n_chunk * d->length && c->n_layer == d->n_layer;
 }
 
@@ -145,7 +148,8 @@ static int row_branches(struct batch *b, int row, struct branch *to)
         const struct pass_act *act = &t->a->act[i];
         const struct use *u = &t->of->p->use[act->adapter];
         float strength = (float)(u->unet * act->w[half]);
-        if (strength == 0)
+        if (strength == 0 || (q->regions == REGIONS_CROSS && t->of->areas &&
+                              areas_of(t->of->areas, act->adapter) >= 0))
             continue;
         to[n] = (struct branch){.adapter = u->adapter,
                                 .row0 = row,
@@ -354,6 +358,9 @@ static struct tensor run_rows(struct batch *b, int n, struct look *look)
     }
     b->run->wave = b->wave[0];
     set_branches(b, n);
+    b->run->regions = NULL;
+    if (pass_of(&b->at[0])->regions && b->at[0].turn->of->areas->n)
+        areas_rows(b->at[0].turn->of->areas, b->run, b->at, n);
     set_watch(b, look ? 0 : n);
     if (look) {
         b->run->map_watch = &look->watch;
@@ -364,6 +371,17 @@ static struct tensor run_rows(struct batch *b, int n, struct look *look)
         tape_want(look->tape, &x);
     }
     return unet_forward(b->m->unet, b->run, &x, b->t, &text, &deep);
+}
+
+void turn_move(struct run *r, struct turn *t, const struct tensor *dx, double rate)
+{
+    struct tensor x = *t->x;
+    for (int i = 0; i < dx->n; i++) {
+        struct tensor row = tensor_rows(dx, i, 1);
+        const struct tensor *src[2] = {&x, &row};
+        const double coef[2] = {1, -rate / t->in_scale};
+        op_lincomb(r, &x, 2, coef, src, 0);
+    }
 }
 
 void batch_look(struct batch *b, const struct place *at, int n, struct look *l)

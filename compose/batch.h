@@ -70,6 +70,9 @@ struct look {
     struct tape *tape;
     struct tensor x;
 };
+/* turn.x -= rate times the sum of the rows of dx, gradients with respect to what the model is given: so much the model's
+ * input moves, whatever the sampler's scale. */
+void turn_move(struct run *r, struct turn *t, const struct tensor *dx, double rate);
 void batch_look(struct batch *b, const struct place *at, int n, struct look *l);
 
 /* rows: of all turns at once, at most; n_layer: of their texts. */

@@ -1,5 +1,7 @@
 #include "canvas.h"
 
+#include "areas.h"
+#include "layout.h"
 #include "maps.h"
 #include "refine.h"
 
@@ -81,6 +83,7 @@ static int start_compose(struct canvas *c, struct err *err)
                                               .match = u->match,
                                               .high = u->high,
                                               .placed = u->words || u->where,
+                                              .boxed = u->where != NULL,
                                               .from = u->from,
                                               .to = u->to};
     }
@@ -282,8 +285,12 @@ int canvas_start(struct canvas *c, struct run *pass, struct run *keep, struct er
 {
     if (c->passes.maps)
         maps_restart(c->passes.maps);
+    if (c->passes.areas)
+        areas_restart(c->passes.areas);
     if (c->passes.refine)
         refine_restart(c->passes.refine);
+    if (c->passes.layout)
+        layout_restart(c->passes.layout);
     return begin(c, pass, keep, err);
 }
 
@@ -291,6 +298,8 @@ int canvas_rewind(struct canvas *c, int eval, struct run *pass, struct run *keep
 {
     if (!eval || eval != c->passes.n_probe)
         return 0;
+    if (c->passes.areas)
+        areas_follow(c->passes.areas);
     return begin(c, pass, keep, err);
 }
 

@@ -7,15 +7,13 @@
 
 extern const struct compose_strategy strategy_merge, strategy_switch, strategy_composite,
     strategy_cmlora, strategy_wswitch, strategy_wcomposite, strategy_superpose, strategy_mora,
-    strategy_gated, strategy_attend, strategy_router, strategy_freefuse, strategy_clora;
+    strategy_gated, strategy_attend, strategy_router, strategy_freefuse, strategy_clora,
+    strategy_regions, strategy_composer;
 const struct compose_strategy *const compose_strategies[] = {
-    &strategy_merge,     &strategy_switch,
-    &strategy_composite, &strategy_cmlora,
-    &strategy_wswitch,   &strategy_wcomposite,
-    &strategy_superpose, &strategy_mora,
-    &strategy_attend,    &strategy_gated,
-    &strategy_router,    &strategy_freefuse,
-    &strategy_clora,     NULL};
+    &strategy_merge,   &strategy_switch,     &strategy_composite, &strategy_cmlora,
+    &strategy_wswitch, &strategy_wcomposite, &strategy_superpose, &strategy_mora,
+    &strategy_attend,  &strategy_gated,      &strategy_router,    &strategy_freefuse,
+    &strategy_clora,   &strategy_regions,    &strategy_composer,  NULL};
 
 /* Options that every strategy takes, behind its own. */
 enum { UNCOND, DEEPCACHE };

@@ -35,6 +35,7 @@ struct compose_adapter {
         match; /* how much of the prompt is its own (relevance.h), each summing to 1; 0 in all: unknown */
     int from, to; /* steps it acts in, counted from 1; 0: from the first, to the last */
     bool placed;  /* it has words, or a place: it is not meant for the whole picture */
+    bool boxed;   /* it has a place */
 };
 
 struct compose_facts {
@@ -90,12 +91,16 @@ struct pass {
         float s;
     } common;
     struct attend attend;
-    bool
-        placed; /* its output counts where its first act's adapter has its part, without acts where the base has (refine.h) */
+    /* Adapters with a place or words have regions of their own in cross attention (areas.h), where they act besides only in
+     * their places, or not at all; alone: and self attention is kept to them. */
+    enum { REGIONS_NONE, REGIONS_PLACED, REGIONS_CROSS } regions;
+    bool alone;
+    /* Its output counts where its first act's adapter has its part, without acts where the base has (refine.h). */
+    bool placed;
 };
 
-/* What is done to the picture before the passes (refine.h). */
-enum refine_how { REFINE_NONE, REFINE_CONTRAST };
+/* What is done to the picture before the passes (refine.h, layout.h). */
+enum refine_how { REFINE_NONE, REFINE_CONTRAST, REFINE_LAYOUT };
 struct refine_step {
     enum refine_how how;
     int times;   /* steps against the loss's gradient */
@@ -105,6 +110,8 @@ struct refine_step {
     bool halves; /* the maps are means over both halves, not of the prompt's alone */
     float
         mask; /* a place is an adapter's where its words have more than that of their largest; 0: parts stay */
+    float enhance, fill, apart; /* how much each of the layout's losses counts */
+    bool relay;                 /* and before all of that it is laid anew */
 };
 
 struct action {
@@ -131,6 +138,7 @@ struct compose_strategy {
     bool routes;       /* uses attend.top */
     bool weighs;       /* wants to know part and match */
     bool words;        /* and the adapters' words */
+    bool regions;      /* adapters have regions (areas.h) */
     /* Steps of a first phase, whose picture is thrown away; NULL: none. */
     int (*probe)(const struct compose *c);
     const struct compose_option *option; /* ends with key NULL; NULL: none of its own */

@@ -65,12 +65,36 @@ int conditions_parse(struct conditions *c, const struct tokenizer *t, struct wor
     for (size_t i = 0; i < prompt->n_part && rc == 0; i++)
         rc = add_row(c, prompt->part[i].text, prompt->part[i].weight, steps, err);
     rc = rc < 0 ? rc : add_chunks(c, t, words, err);
+    c->n_own = c->n_text;
     c->n_layer = 1;
     for (int k = 0; k < c->n_text && rc == 0; k++) {
         int n = layers_of(c, &c->chunks[k]);
         c->n_encode += n;
         c->n_layer = n > 1 ? n : c->n_layer;
     }
+    return rc;
+}
+
+int conditions_add(struct conditions *c, const struct tokenizer *t, struct words *words,
+                   const char *text, int *index, struct err *err)
+{
+    struct prompt_chunks *more = realloc(c->chunks, (size_t)(c->n_text + 1) * sizeof *more);
+    if (!more)
+        return err_nomem(err, sizeof *more);
+    c->chunks = more;
+    struct prompt_chunks *own = &more[c->n_text];
+    memset(own, 0, sizeof *own);
+    *index = c->n_text++;
+    int rc = prompt_chunks_make(own, t, words, text, c->length, err);
+    if (rc < 0)
+        return rc;
+    if (own->n_chunk > c->n_chunk)
+        c->n_chunk = own->n_chunk;
+    for (int k = 0; k < c->n_text && rc == 0; k++)
+        rc = prompt_chunks_pad(&c->chunks[k], t, c->n_chunk, err);
+    int n = layers_of(c, own);
+    c->n_encode += n;
+    c->n_layer = n > 1 ? n : c->n_layer;
     return rc;
 }
 

@@ -25,6 +25,7 @@ struct conditions {
     int n_row;
     struct prompt_chunks *chunks; /* [n_text] */
     int n_text, n_chunk, length;
+    int n_own;   /* of the texts the first so many are of rows */
     int n_layer; /* encodings of each text: 1, or one for each of the UNet's cross attentions, where a
                      word has vectors for each (words_add_layered) */
     int n_encode;              /* runs of the text tower for all */
@@ -36,6 +37,9 @@ struct conditions {
 int conditions_parse(struct conditions *c, const struct tokenizer *t, struct words *words,
                      int length, const struct prompt *prompt, const struct prompt *negative,
                      int steps, struct err *err);
+/* One more text, which no row has; *index says which it is. Before any is encoded. */
+int conditions_add(struct conditions *c, const struct tokenizer *t, struct words *words,
+                   const char *text, int *index, struct err *err);
 /* Fills in hidden[n_text], each [n_layer, n_chunk * length, width]. Words are weighted as A1111 does: each token's
  * state times its weight, then the chunk scaled back to the mean it had. `pass` is measured and committed
  * here; the adapters in force are its own. */

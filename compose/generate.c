@@ -2,6 +2,7 @@
 #include "generate.h"
 
 #include "canvas.h"
+#include "layout.h"
 #include "maps.h"
 #include "refine.h"
 
@@ -177,6 +178,19 @@ static bool alike(const struct generator *g, int first, int last, int a, int b)
     return same;
 }
 
+/* What a picture's move before its passes takes. */
+static int moves(struct generator *g, struct turn *t, bool prepare, double *flops, struct err *err)
+{
+    switch (t->a->refine.how) {
+    case REFINE_CONTRAST:
+        return refine_measure(t->of->refine, &g->batch, t, prepare, &g->pass_bytes, flops, err);
+    case REFINE_LAYOUT:
+        return layout_measure(t->of->layout, &g->batch, t, prepare, &g->pass_bytes, flops, err);
+    case REFINE_NONE: break;
+    }
+    return 0;
+}
+
 /* Each kind of evaluation of the pictures [first, last) once, measured or made ready. *flops grows by what all
  * evaluations cost. */
 static int all_turns(struct generator *g, int first, int last, bool prepare, double *flops,
@@ -194,9 +208,7 @@ static int all_turns(struct generator *g, int first, int last, bool prepare, dou
         double one = 0;
         int n = turns(g, first, last, e, true);
         for (int k = 0; k < n && rc == 0; k++)
-            if (g->turn[k].a->refine.how)
-                rc = refine_measure(g->turn[k].of->refine, &g->batch, &g->turn[k], prepare,
-                                    &g->pass_bytes, &one, err);
+            rc = moves(g, &g->turn[k], prepare, &one, err);
         rc = rc < 0 ? rc : batch_measure(&g->batch, g->turn, n, prepare, &g->pass_bytes, &one, err);
         *flops += times * one;
     }
@@ -326,9 +338,13 @@ static int start(struct generator *g, struct err *err)
 static int predict(struct generator *g, int n, struct err *err)
 {
     int rc = 0;
-    for (int i = 0; i < n && rc == 0; i++)
-        if (g->turn[i].a->refine.how)
-            rc = refine_run(g->turn[i].of->refine, &g->batch, &g->turn[i], err);
+    for (int i = 0; i < n && rc == 0; i++) {
+        struct turn *t = &g->turn[i];
+        if (t->a->refine.how == REFINE_CONTRAST)
+            rc = refine_run(t->of->refine, &g->batch, t, err);
+        else if (t->a->refine.how == REFINE_LAYOUT)
+            rc = layout_run(t->of->layout, &g->batch, t, err);
+    }
     return rc < 0 ? rc : batch_predict(&g->batch, g->turn, n, err);
 }
 
@@ -386,6 +402,14 @@ const float *generator_mask(const struct generator *g, int i, int adapter, int *
     if (g->canvas[i].passes.refine)
         return refine_values(g->canvas[i].passes.refine, adapter, h, w);
     return m ? maps_values(m, adapter, h, w) : NULL;
+}
+
+const float *generator_words(const struct generator *g, int i, int adapter, int *h, int *w)
+{
+    const struct passes *p = &g->canvas[i].passes;
+    if (p->refine)
+        return refine_words(p->refine, adapter, h, w);
+    return p->maps ? maps_attended(p->maps, adapter, h, w) : NULL;
 }
 
 const float *generator_latent(const struct generator *g, int i, size_t *n)

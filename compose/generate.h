@@ -35,6 +35,8 @@ struct use {
     /* Its words in the prompt: groups of words with commas between, a line each, of which the first counts that is there
      * whole; kept as the adapter; NULL: none, or it is meant for the whole picture. For strategies that want them. */
     const char *words;
+    /* What its region of the picture is of, for strategies that have regions; kept as long; NULL: its words. */
+    const char *prompt;
     /* Where in the picture it may act, [where_h, where_w] of 0 to 1, kept as the adapter; NULL: everywhere. On texts it
      * acts in full. */
     const float *where;
@@ -102,6 +104,8 @@ int generator_run(struct generator *g, struct image *im, generate_progress *prog
                   struct err *err);
 /* Where the adapter of picture i acted in the last step, [*h, *w], borrowed; NULL: everywhere. */
 const float *generator_mask(const struct generator *g, int i, int adapter, int *h, int *w);
+/* How much each place attended to the adapter's words, [*h, *w], the most 1; borrowed; NULL: nobody looked. */
+const float *generator_words(const struct generator *g, int i, int adapter, int *h, int *w);
 /* The latent of picture i as it came out, [h*w, channels], before decoding; borrowed. Within progress, after
  * generator_look: as it stands. */
 const float *generator_latent(const struct generator *g, int i, size_t *n);

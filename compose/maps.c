@@ -1,5 +1,7 @@
 #include "maps.h"
 
+#include "areas.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -142,7 +144,8 @@ static int mark_words(struct maps *m, const struct conditions *cond, const struc
 }
 
 int maps_open(struct maps **out, const struct model *m, const struct picture *p,
-              const struct conditions *cond, const struct compose_strategy *how, struct err *err)
+              const struct conditions *cond, const struct compose_strategy *how,
+              const struct areas *areas, struct err *err)
 {
     struct maps *a = calloc(1, sizeof *a);
     int rc = a ? 0 : err_nomem(err, sizeof *a);
@@ -165,8 +168,11 @@ int maps_open(struct maps **out, const struct model *m, const struct picture *p,
         rc = err_nomem(err, (size_t)a->n * (size_t)a->tokens);
     for (int i = 0; i < a->n && rc == 0; i++) {
         bool any = p->use[i].where;
-        for (int k = 0; k < a->n_text && rc == 0 && !p->use[i].where; k++)
+        for (int k = 0; k < cond->n_own && rc == 0 && !p->use[i].where; k++)
             rc = mark_words(a, cond, p, k, i, &any, err);
+        int own = areas ? areas_of(areas, i) : -1;
+        if (rc == 0 && own >= 0)
+            rc = mark_words(a, cond, p, areas->text[own], i, &any, err);
         if (rc == 0 && any)
             rc = mask_new(&a->mask[i], m->dev, err);
         for (int k = 0; k < ROUTE_LEVELS && rc == 0 && how->routes && divides(a, i); k++)
@@ -535,4 +541,20 @@ void maps_turn(struct maps *m, const struct attend *how)
                 shut(m, p, how->top[k]);
             put(m, m->routed[k]);
         }
+}
+
+const float *maps_attended(struct maps *m, int i, int *h, int *w)
+{
+    struct grid *g = &m->grid;
+    size_t all = (size_t)g->h * (size_t)g->w;
+    float most = 0;
+    *h = g->h;
+    *w = g->w;
+    if (!g->begun || !divides(m, i))
+        return NULL;
+    for (size_t p = 0; p < all; p++)
+        most = fmaxf(most, past_of(m, i, p));
+    for (size_t p = 0; p < all; p++)
+        g->wide[p] = past_of(m, i, p) / most;
+    return g->wide;
 }

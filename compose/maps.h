@@ -43,11 +43,13 @@
 
 enum { MAPS_PLACES = 1024, MAPS_MOST = 4 };
 
+struct areas;
 struct maps;
 /* p and cond are kept until maps_close. how: the strategy; if it has gates the masks are
- * w, not how much acts. */
+ * w, not how much acts. areas: whose texts each have the words of one adapter; or NULL. */
 int maps_open(struct maps **out, const struct model *m, const struct picture *p,
-              const struct conditions *cond, const struct compose_strategy *how, struct err *err);
+              const struct conditions *cond, const struct compose_strategy *how,
+              const struct areas *areas, struct err *err);
 void maps_close(struct maps *m);
 /* Where the picture's i-th adapter acts in a pass that attends to words, or not; NULL: everywhere. */
 struct mask *maps_mask(const struct maps *m, int i, bool attends);
@@ -66,5 +68,8 @@ int maps_add(struct maps *m, struct run *r, int cross, const struct tensor *q,
 void maps_turn(struct maps *m, const struct attend *how);
 /* The mask of adapter i as it stands, [*h, *w], borrowed; NULL: it acts everywhere, so far, or gates say where. */
 const float *maps_values(const struct maps *m, int i, int *h, int *w);
+
+/* M_i over its most, likewise; NULL: its words were not looked for, or nowhere. */
+const float *maps_attended(struct maps *m, int i, int *h, int *w);
 
 #endif

@@ -1,6 +1,8 @@
 #include "passes.h"
 
+#include "areas.h"
 #include "influence.h"
+#include "layout.h"
 #include "maps.h"
 #include "refine.h"
 
@@ -19,14 +21,17 @@ bool passes_run(const struct passes *p, const struct pass *q, int row)
 
 /* ---- texts ----------------------------------------------------------------------------------- */
 
+/* area: of the adapters that have one, that one's (-1: nobody's) alone. */
 static struct text_set set_of(const struct passes *p, const struct action *a, const struct pass *q,
-                              enum half half)
+                              enum half half, int area)
 {
     struct text_set s = {0};
     for (int i = q->act0; i < q->act0 + q->n_act; i++) {
         const struct use *u = &p->p->use[a->act[i].adapter];
         float strength = (float)(u->te * a->act[i].w[half]);
-        if (p->p->fold || strength == 0 || !u->adapter->matched_in[COMPONENT_TEXT])
+        int own = q->regions && p->areas ? areas_of(p->areas, a->act[i].adapter) : -1;
+        if (p->p->fold || strength == 0 || !u->adapter->matched_in[COMPONENT_TEXT] ||
+            (own >= 0 && own != area))
             continue;
         s.adapter[s.n] = a->act[i].adapter;
         s.strength[s.n++] = strength;
@@ -48,11 +53,25 @@ static int find_set(const struct passes *p, const struct text_set *s)
     return i;
 }
 
+static const struct tensor *text_in(const struct passes *p, const struct action *a, int pass,
+                                    int row, int area, int text)
+{
+    struct text_set s = set_of(p, a, &a->pass[pass], passes_half(p, row), area);
+    return &p->hidden[find_set(p, &s) * p->cond->n_text + text];
+}
+
 const struct tensor *passes_text(const struct passes *p, const struct action *a, int pass, int row,
                                  int step)
 {
-    struct text_set s = set_of(p, a, &a->pass[pass], passes_half(p, row));
-    return &p->hidden[find_set(p, &s) * p->cond->n_text + conditions_at(p->cond, row, step)];
+    return text_in(p, a, pass, row, -1, conditions_at(p->cond, row, step));
+}
+
+const struct tensor *passes_area_text(const struct passes *p, const struct action *a, int pass,
+                                      int row, int step, int area)
+{
+    bool negative = passes_half(p, row) == HALF_UNCOND;
+    return text_in(p, a, pass, row, area,
+                   negative ? conditions_at(p->cond, row, step) : p->areas->text[area]);
 }
 
 /* ---- planning -------------------------------------------------------------------------------- */
@@ -61,12 +80,13 @@ const struct tensor *passes_text(const struct passes *p, const struct action *a,
 static bool same_kind(const struct action *a, const struct action *b)
 {
     bool same = a->n_pass == b->n_pass && a->n_act == b->n_act && a->refine.how == b->refine.how &&
-                a->refine.times == b->refine.times &&
+                a->refine.times == b->refine.times && a->refine.relay == b->refine.relay &&
                 !(a->refine.mask > 0) == !(b->refine.mask > 0);
     for (int i = 0; i < a->n_pass && same; i++)
         same = a->pass[i].n_act == b->pass[i].n_act && a->pass[i].deep == b->pass[i].deep &&
                !(a->pass[i].attend.sharp > 0) == !(b->pass[i].attend.sharp > 0) &&
                a->pass[i].attend.when == b->pass[i].attend.when &&
+               a->pass[i].regions == b->pass[i].regions && a->pass[i].alone == b->pass[i].alone &&
                !a->pass[i].mix[0] == !b->pass[i].mix[0] && !a->pass[i].mix[1] == !b->pass[i].mix[1];
     for (int i = 0; i < a->n_act && same; i++) {
         const double *v = a->act[i].w, *w = b->act[i].w;
@@ -104,21 +124,28 @@ static int note_kind(struct passes *p, const struct action *a, int eval, struct 
     return 0;
 }
 
+static int note_set(struct passes *p, const struct text_set *s, struct err *err)
+{
+    if (find_set(p, s) < p->n_set)
+        return 0;
+    int rc = grow(&p->set, p->n_set, sizeof *p->set, err);
+    if (rc == 0)
+        p->set[p->n_set++] = *s;
+    return rc;
+}
+
 static int note_sets(struct passes *p, const struct action *a, struct err *err)
 {
+    int rc = 0;
     for (int i = 0; i < a->n_pass; i++)
         for (int half = p->guided ? HALF_UNCOND : HALF_COND; half <= HALF_COND; half++) {
-            if (a->pass[i].mix[half] == 0)
-                continue;
-            struct text_set s = set_of(p, a, &a->pass[i], (enum half)half);
-            if (find_set(p, &s) < p->n_set)
-                continue;
-            int rc = grow(&p->set, p->n_set, sizeof *p->set, err);
-            if (rc < 0)
-                return rc;
-            p->set[p->n_set++] = s;
+            int areas = a->pass[i].regions && p->areas ? p->areas->n : 0;
+            for (int k = -1; k < areas && a->pass[i].mix[half] != 0 && rc == 0; k++) {
+                struct text_set s = set_of(p, a, &a->pass[i], (enum half)half, k);
+                rc = note_set(p, &s, err);
+            }
         }
-    return 0;
+    return rc;
 }
 
 static bool is_placed(const struct picture *p)
@@ -137,10 +164,12 @@ static int note(struct passes *p, const struct action *a, int eval, struct err *
             rows += passes_run(p, &a->pass[i], k);
         bool looks = a->pass[i].attend.sharp > 0 || is_placed(p->p) || a->refine.how;
         if (looks && !p->maps)
-            rc = maps_open(&p->maps, p->m, p->p, p->cond, p->compose->strategy, err);
+            rc = maps_open(&p->maps, p->m, p->p, p->cond, p->compose->strategy, p->areas, err);
     }
-    if (rc == 0 && a->refine.how && !p->refine)
+    if (rc == 0 && a->refine.how == REFINE_CONTRAST && !p->refine)
         rc = refine_open(&p->refine, p, err);
+    if (rc == 0 && a->refine.how == REFINE_LAYOUT && !p->layout)
+        rc = layout_open(&p->layout, p, err);
     p->total += rows;
     p->rows = p->rows > rows ? p->rows : rows;
     for (int i = 0; i < a->n_pass; i++)
@@ -181,6 +210,8 @@ int passes_plan(struct passes *p, struct err *err)
     p->which = calloc((size_t)n + 1, sizeof *p->which);
     if (!p->which)
         return err_nomem(err, (size_t)n * sizeof *p->which);
+    if (how->regions && p->p->n_use) /* before anything counts texts */
+        rc = areas_open(&p->areas, p, err);
     for (int i = 0; i < n && rc == 0; i++) {
         passes_next(p, i, &a);
         rc = note(p, &a, i, err);
@@ -283,6 +314,8 @@ int passes_encode(struct passes *p, struct run *r, const struct fold *fold, stru
 void passes_release(struct passes *p)
 {
     refine_close(p->refine);
+    layout_close(p->layout);
+    areas_close(p->areas);
     maps_close(p->maps);
     free(p->kind);
     free(p->which);

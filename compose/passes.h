@@ -30,7 +30,7 @@ struct text_set {
 struct passes {
     const struct model *m;
     const struct picture *p;
-    struct conditions *cond;
+    struct conditions *cond; /* regions add their texts */
     struct compose *compose;
     const struct sampler *sampler;
     bool guided; /* row 0 is the negative prompt's */
@@ -41,6 +41,8 @@ struct passes {
     int n_kind, total;     /* total: rows over all evaluations */
     struct maps *maps;     /* NULL: nothing wants any */
     struct refine *refine; /* likewise */
+    struct areas *areas;
+    struct layout *layout;
     struct text_set *set;
     int n_set, n_slot, rows; /* rows: of an action at most */
 
@@ -69,6 +71,9 @@ bool passes_run(const struct passes *p, const struct pass *q, int row);
 /* What a row of an action looks at in a step. */
 const struct tensor *passes_text(const struct passes *p, const struct action *a, int pass, int row,
                                  int step);
+/* What it looks at in one of its regions (areas.h). */
+const struct tensor *passes_area_text(const struct passes *p, const struct action *a, int pass,
+                                      int row, int step, int area);
 /* What a row counts in uncond + cfg * sum_i weight_i (cond_i - uncond), as A1111 mixes the parts of a prompt,
  * each half being the mean that the action asks for. */
 double passes_weight(const struct passes *p, const struct action *a, int pass, int row);

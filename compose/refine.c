@@ -19,9 +19,10 @@ struct refine {
     int most;                /* keys of a text */
     float *map, *back;       /* [passes, keys, places] */
     size_t room;
-    double *sums;       /* the loss's own room */
-    struct mask **part; /* [adapters + 1], the last the base's */
-    float *values;      /* the same, [adapters + 1, h*w] */
+    double *sums;                  /* the loss's own room */
+    struct mask **part;            /* [adapters + 1], the last the base's */
+    int own[COMPOSE_MAX_ADAPTERS]; /* each adapter's pass in the last action with parts, -1: none */
+    float *values;                 /* the same, [adapters + 1, h*w] */
     double flops;
 };
 
@@ -55,6 +56,7 @@ int refine_open(struct refine **out, struct passes *of, struct err *err)
         return err_nomem(err, sizeof *f);
     f->of = of;
     f->seen.region = -1;
+    memset(f->own, -1, sizeof f->own);
     f->most = c->n_chunk * c->length * n;
     f->key = malloc((size_t)f->most * sizeof *f->key);
     f->label = malloc((size_t)f->most * sizeof *f->label);
@@ -212,21 +214,8 @@ static void contrast(struct refine *f, int passes)
 
 /* ---- moving ---------------------------------------------------------------------------------- */
 
-/* x -= rate / in_scale times the sum of the rows of dx, which are of what the model is given. */
-static void move(struct run *r, struct turn *t, const struct tensor *dx)
+static void begin(struct batch *b, int kind)
 {
-    struct tensor x = *t->x;
-    for (int i = 0; i < dx->n; i++) {
-        struct tensor row = tensor_rows(dx, i, 1);
-        const struct tensor *src[2] = {&x, &row};
-        const double coef[2] = {1, -(double)t->a->refine.rate / t->in_scale};
-        op_lincomb(r, &x, 2, coef, src, 0);
-    }
-}
-
-static void begin(const struct refine *f, struct batch *b, int kind)
-{
-    (void)f;
     if (kind < 0)
         run_reset(b->run);
     else
@@ -251,7 +240,7 @@ static int one_step(struct refine *f, struct batch *b, struct turn *t, int kind,
     for (int first = 0; first < passes && !once && rc == 0; first += n) {
         int here = passes - first < n ? passes - first : n;
         struct look l = {0};
-        begin(f, b, kind);
+        begin(b, kind);
         look(f, b, t, first, here, &l);
         rc = done(f, b, peak, err);
         rc = rc < 0 ? rc : make_room(f, passes, err);
@@ -263,7 +252,7 @@ static int one_step(struct refine *f, struct batch *b, struct turn *t, int kind,
     for (int first = 0; first < passes && rc == 0; first += n) {
         int here = passes - first < n ? passes - first : n;
         struct look l = {.tape = f->tape};
-        begin(f, b, kind);
+        begin(b, kind);
         look(f, b, t, first, here, &l);
         rc = make_room(f, passes, err);
         if (once && rc == 0) {
@@ -275,7 +264,7 @@ static int one_step(struct refine *f, struct batch *b, struct turn *t, int kind,
         give_back(f, first, here, rows);
         attended_seed(&f->seen, f->tape);
         struct tensor dx = tape_back(f->tape, &l.x);
-        move(b->run, t, &dx);
+        turn_move(b->run, t, &dx, (double)t->a->refine.rate);
         rc = done(f, b, peak, err);
     }
     return rc;
@@ -320,6 +309,26 @@ static bool mark(const struct refine *f, const struct action *a, int i, float *t
     return any;
 }
 
+/* Its words' maps summed, as they were when the picture last looked; over back, which is not needed any more. */
+const float *refine_words(struct refine *f, int i, int *h, int *w)
+{
+    size_t places = (size_t)f->seen.h * (size_t)f->seen.w;
+    float most = 0;
+    *h = f->seen.h;
+    *w = f->seen.w;
+    if (!f->n_key || f->own[i] < 0)
+        return NULL;
+    memset(f->back, 0, places * sizeof *f->back);
+    for (int k = 0; k < f->n_key; k++)
+        for (size_t p = 0; p < places && f->label[k] == i; p++) {
+            f->back[p] += f->map[((size_t)f->own[i] * (size_t)f->n_key + (size_t)k) * places + p];
+            most = fmaxf(most, f->back[p]);
+        }
+    for (size_t p = 0; p < places && most > 0; p++)
+        f->back[p] /= most;
+    return most > 0 ? f->back : NULL;
+}
+
 static void share_out(struct refine *f, const struct action *a)
 {
     size_t places = (size_t)f->seen.h * (size_t)f->seen.w;
@@ -327,8 +336,10 @@ static void share_out(struct refine *f, const struct action *a)
     float *base = f->values + (size_t)n * places;
     bool at[COMPOSE_MAX_ADAPTERS];
     memset(f->values, 0, (size_t)(n + 1) * places * sizeof *f->values);
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n; i++) {
+        f->own[i] = pass_of(a, i);
         at[i] = mark(f, a, i, f->values + (size_t)i * places);
+    }
     for (size_t p = 0; p < places; p++) {
         float sum = 0;
         for (int i = 0; i < n; i++)
@@ -356,7 +367,7 @@ static int look_once(struct refine *f, struct batch *b, struct turn *t, int kind
     for (int first = 0; first < passes && rc == 0; first += n) {
         int here = passes - first < n ? passes - first : n;
         struct look l = {0};
-        begin(f, b, kind);
+        begin(b, kind);
         look(f, b, t, first, here, &l);
         rc = done(f, b, peak, err);
         rc = rc < 0 ? rc : make_room(f, passes, err);

@@ -32,4 +32,7 @@ struct mask *refine_part(const struct refine *f, int i);
 /* The same as numbers, [*h, *w], borrowed; NULL: not known. */
 const float *refine_values(const struct refine *f, int i, int *h, int *w);
 
+/* How much its own words are attended to in its own pass, the most 1, likewise. */
+const float *refine_words(struct refine *f, int i, int *h, int *w);
+
 #endif

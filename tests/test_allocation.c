@@ -166,7 +166,9 @@ Test(allocation, none_after_the_first_step)
                                           "attend:keep=.2",
                                           "router",
                                           "freefuse",
-                                          "clora:rate=5,extra=1"};
+                                          "clora:rate=5,extra=1",
+                                          "composer:rate=5",
+                                          "regions"};
     struct fixture f;
     if (!COUNTED)
         cr_skip_test("the sanitizer's malloc cannot be counted");

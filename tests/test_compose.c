@@ -2,6 +2,7 @@
 #include "compose_fixture.h"
 
 #include "compose/compose.h"
+#include "compose/layout.h"
 #include "compose/profile.h"
 #include "compose/relevance.h"
 #include "util.h"
@@ -347,6 +348,86 @@ Test(compose, clora_has_a_pass_for_each)
     a = next(c, 0);
     cr_expect(a.n_pass == 1 && !a.pass[0].placed && a.refine.how == REFINE_NONE);
     compose_close(c);
+}
+
+Test(compose, composer_moves_into_regions)
+{
+    const struct compose_adapter boxed[] = {{.strength = 1, .placed = true, .boxed = true},
+                                            {.strength = 1},
+                                            {.strength = 1, .placed = true, .boxed = true}};
+    struct compose *c = start("composer:rate=8,until=.5,enhance=2,fill=3,apart=4", 3, boxed);
+    struct action a = next(c, 0);
+    cr_expect_eq(c->strategy->probe(c), 0, "places are given");
+    cr_expect(a.n_pass == 1 && a.pass[0].n_act == 3 && a.pass[0].regions == REGIONS_PLACED &&
+              a.pass[0].alone);
+    cr_expect(a.refine.how == REFINE_LAYOUT && a.refine.times == 1 && a.refine.relay);
+    cr_expect(a.refine.enhance == 2 && a.refine.fill == 3 && a.refine.apart == 4);
+    cr_expect_float_eq(a.refine.rate, 8, 1e-6);
+    a = next(c, 12);
+    cr_expect(a.refine.times == 1 && !a.refine.relay);
+    cr_expect_float_eq(a.refine.rate, 8 * sqrt(1 - .5 * 12 / 30), 1e-6);
+    cr_expect_eq(next(c, 15).refine.how, REFINE_NONE);
+    compose_close(c);
+    struct compose_adapter open[3];
+    memcpy(open, boxed, sizeof open);
+    open[2].boxed = false;
+    c = start("composer:act=cross,alone=no,relay=no,phase=.2", 3, open);
+    cr_expect_eq(c->strategy->probe(c), 6, "one has to be looked for");
+    compose_next(c, &(struct compose_now){.probe = true}, &a);
+    cr_expect(a.pass[0].attend.when == ATTEND_LOOK && a.pass[0].regions == REGIONS_NONE);
+    a = next(c, 0);
+    cr_expect(a.pass[0].regions == REGIONS_CROSS && !a.pass[0].alone && !a.refine.relay);
+    compose_close(c);
+    c = start("composer", 1, boxed + 1);
+    a = next(c, 0);
+    cr_expect(a.pass[0].regions == REGIONS_NONE && a.refine.how == REFINE_NONE);
+    compose_close(c);
+    c = start("regions", 3, boxed);
+    a = next(c, 0);
+    cr_expect(a.pass[0].regions == REGIONS_PLACED && !a.pass[0].alone && !a.refine.how);
+    compose_close(c);
+}
+
+/* What is best under a region's words is laid there; all keeps its mean and deviation. */
+Test(compose, relaid_noise_keeps_its_mean_and_deviation)
+{
+    enum { W = 8, C = 2, ALL = W * W * C };
+    float z[ALL], before[ALL], room[ALL], map[2][16] = {{0}};
+    unsigned char in[2][16] = {{0}};
+    const unsigned char *const ins[2] = {in[0], in[1]};
+    const float *const maps[2] = {map[0], map[1]};
+    double mean[2] = {0}, square[2] = {0};
+    test_fill(z, ALL, 4);
+    for (int i = 0; i < ALL; i++)
+        z[i] += i < 16 ? 3 : 0;
+    memcpy(before, z, sizeof z);
+    for (int i = 0; i < 16; i++) { /* of 4 x 4 cells: the left column pair's upper half; one cell */
+        in[0][i] = i / 4 < 2 && i % 4 < 2;
+        in[1][i] = i == 15;
+        map[0][i] =
+            i / 4 >= 1 && i / 4 < 3 && i % 4 >= 2; /* most of it two cells right, one down */
+        map[1][i] = i == 0;
+    }
+    layout_relay(z, room, W, W, C, 2, 4, 4, ins, maps);
+    for (int i = 0; i < ALL; i++) {
+        mean[0] += (double)before[i] / ALL, mean[1] += (double)z[i] / ALL;
+        square[0] += (double)before[i] * (double)before[i] / ALL;
+        square[1] += (double)z[i] * (double)z[i] / ALL;
+    }
+    cr_expect_float_eq(mean[0], mean[1], 1e-6);
+    cr_expect_float_eq(square[0], square[1], 1e-5);
+    double slope = ((double)z[1] - (double)z[0]) /
+                   ((double)before[(2 * W + 4) * C + 1] - (double)before[(2 * W + 4) * C]);
+    for (int y = 0; y < 4; y++)
+        for (int i = 0; i < 4 * C; i++) {
+            double from = (double)before[(y + 2) * W * C + 4 * C + i] -
+                          (double)before[(2 * W + 4) * C],
+                   to = (double)z[y * W * C + i] - (double)z[0];
+            cr_expect_float_eq(to, slope * from, 1e-4);
+        }
+    cr_expect_float_eq((double)z[(7 * W + 7) * C] - (double)z[0],
+                       slope * ((double)before[(W + 1) * C] - (double)before[(2 * W + 4) * C]),
+                       1e-4, "the first cell's last place lies in the last one");
 }
 
 Test(compose, router_says_how_many_and_where)

@@ -354,7 +354,7 @@ Test(compose, batches_change_nothing)
 
 /* Pictures made together, as different as they come: strategies, adapters, prompts of one chunk and two,
  * samplers with one evaluation a step and two, sizes, guidance or none, lengths. */
-enum { TOGETHER = 21 };
+enum { TOGETHER = 24 };
 static const struct {
     const char *compose, *prompt, *sampler;
     int first, n, steps, w;
@@ -380,6 +380,9 @@ static const struct {
     {"clora", "an owl on a castle", NULL, 0, 3, 6, 64, 7},
     {"clora:uncond=base,extra=1,maps=both,deepcache=2", "an [owl:castle:2]", "heun", 0, 2, 5, 96,
      3},
+    {"composer:rate=5,phase=.4", "an owl on a castle", NULL, 0, 3, 5, 64, 7},
+    {"composer:uncond=base,act=cross,until=1", "an owl and a castle", "euler", 0, 2, 4, 96, 3},
+    {"regions:alone=yes", "an owl on a castle", NULL, 0, 3, 4, 64, 7},
     {"router:at=attention", "an owl on a castle", NULL, 0, 3, 6, 64, 7},
     {"attend:uncond=base,deepcache=2", "an [owl:castle:2] AND a red castle", "heun", 0, 2, 5, 96,
      3},

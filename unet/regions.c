@@ -21,6 +21,7 @@ int regions_new(struct regions **out, struct device *dev, int n, float least, st
 static void level_release(struct device *dev, struct region_level *l)
 {
     free(l->host);
+    free(l->room);
     dev->be->free(dev, l->bits);
     dev->be->free(dev, l->weight);
 }
@@ -37,25 +38,11 @@ void regions_free(struct regions *g)
     free(g);
 }
 
-int regions_set(struct regions *g, int i, const float *values, int h, int w, struct err *err)
-{
-    size_t n = (size_t)h * (size_t)w;
-    assert(!g->n_level);
-    free(g->values[i]);
-    g->values[i] = malloc(n * sizeof *values);
-    if (!g->values[i])
-        return err_nomem(err, n * sizeof *values);
-    memcpy(g->values[i], values, n * sizeof *values);
-    g->h[i] = h;
-    g->w[i] = w;
-    return 0;
-}
-
-/* room: h*w floats for one region, then (n + 1) h*w for weights. */
-static void fill_level(const struct regions *g, struct region_level *l, float *room)
+/* Its room: h*w floats for one region, then (n + 1) h*w for weights. */
+static void fill_level(const struct regions *g, struct region_level *l)
 {
     size_t places = (size_t)l->h * (size_t)l->w;
-    float *weight = room + places, *rest = weight + (size_t)g->n * places;
+    float *room = l->room, *weight = room + places, *rest = weight + (size_t)g->n * places;
     memset(l->host, 0, places * sizeof *l->host);
     for (int i = 0; i < g->n; i++) {
         mask_resample(room, l->h, l->w, g->values[i], g->h[i], g->w[i]);
@@ -73,25 +60,41 @@ static void fill_level(const struct regions *g, struct region_level *l, float *r
     g->dev->be->store(g->dev, (float *)(void *)l->bits, room, places);
 }
 
+int regions_set(struct regions *g, int i, const float *values, int h, int w, struct err *err)
+{
+    size_t n = (size_t)h * (size_t)w;
+    if (n > g->room[i]) {
+        float *more = realloc(g->values[i], n * sizeof *more);
+        if (!more)
+            return err_nomem(err, n * sizeof *more);
+        g->values[i] = more;
+        g->room[i] = n;
+    }
+    memcpy(g->values[i], values, n * sizeof *values);
+    g->h[i] = h;
+    g->w[i] = w;
+    for (int k = 0; k < g->n_level; k++)
+        fill_level(g, &g->level[k]);
+    return 0;
+}
+
 static const struct region_level *add_level(struct regions *g, int h, int w, struct err *err)
 {
     size_t places = (size_t)h * (size_t)w, all = (size_t)(g->n + 1) * places;
     struct region_level *more = realloc(g->level, (size_t)(g->n_level + 1) * sizeof *more);
-    float *room = malloc((all + places) * sizeof *room);
     if (more)
         g->level = more;
     struct region_level l = {.h = h, .w = w};
+    l.room = malloc((all + places) * sizeof *l.room);
     l.host = malloc(places * sizeof *l.host);
     l.bits = g->dev->be->alloc(g->dev, places * sizeof *l.bits);
     l.weight = g->dev->be->alloc(g->dev, all * sizeof *l.weight);
-    if (!more || !room || !l.host || !l.bits || !l.weight) {
+    if (!more || !l.room || !l.host || !l.bits || !l.weight) {
         level_release(g->dev, &l);
-        free(room);
         err_nomem(err, all * sizeof *l.weight);
         return NULL;
     }
-    fill_level(g, &l, room);
-    free(room);
+    fill_level(g, &l);
     g->level[g->n_level++] = l;
     return &g->level[g->n_level - 1];
 }

@@ -11,7 +11,7 @@
  *
  *     rest(q) out(Attn(q, K, V)) + sum over regions i of w_i(q) out_i(Attn(q, K_i, V_i))
  *
- * K, V and out without any adapter, K_i, V_i and out_i of the region's text and with its branches. w_i is one part of as
+ * K, V and out with the branches `rest`, K_i, V_i and out_i of the region's text and with its branches. w_i is one part of as
  * many as there are regions that q is in, rest 1 in none (LoRA-Composer, Yang et al. 2024, region-aware injection); the
  * queries are made as without regions. With `alone` places of self attention do not see those of other regions
  * (attention.region), their concept isolation: who is in two sees both.
@@ -36,6 +36,7 @@ struct region_level {
     int h, w;
     unsigned *host, *bits; /* [h*w]: which a place is in, a bit each; bits: device memory */
     float *weight;         /* [n + 1, h*w]: w_i, then rest; device memory */
+    float *room;
 };
 
 struct regions {
@@ -44,14 +45,17 @@ struct regions {
     float least;
     bool alone;
     struct region at[REGIONS_MAX];
+    const struct branch *rest; /* outside of all; borrowed */
+    int n_rest;
     float *values[REGIONS_MAX]; /* as they were set; owned */
     int h[REGIONS_MAX], w[REGIONS_MAX];
+    size_t room[REGIONS_MAX]; /* values they have room for */
     struct region_level *level;
     int n_level;
 };
 int regions_new(struct regions **out, struct device *dev, int n, float least, struct err *err);
 void regions_free(struct regions *g);
-/* values [h, w] of 0 to 1, copied; before any pass. */
+/* values [h, w] of 0 to 1, copied; also between passes, and then, of no more values than before, it cannot fail. */
 int regions_set(struct regions *g, int i, const float *values, int h, int w, struct err *err);
 /* With `more` a size that was never asked for is added, else, or without memory, that is NULL. */
 const struct region_level *regions_at(struct regions *g, int h, int w, bool more, struct err *err);

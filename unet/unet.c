@@ -111,8 +111,8 @@ static void attend_texts(const struct unet_attention *a, struct run *r, struct t
     int n = r->n_branch;
     for (int i = 0; i <= g->n && l; i++) {
         bool own = i < g->n;
-        r->branch = own ? g->at[i].branch : NULL;
-        r->n_branch = own ? g->at[i].n_branch : 0;
+        r->branch = own ? g->at[i].branch : g->rest;
+        r->n_branch = own ? g->at[i].n_branch : g->n_rest;
         attend_text(a, r, x, &q, own ? &g->at[i].text[layer] : &text->at[layer], cross,
                     own ? i : -1, l->weight + (size_t)i * places);
     }

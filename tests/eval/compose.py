@@ -87,6 +87,10 @@ def jobs(o, m, strategies):
                 refs, how = [os.path.join(o.joint, "+".join(s["adapters"]) + ".safetensors")], []
                 if not os.path.exists(refs[0]):
                     continue
+            elif st.get("places") == "halves":  # things side by side, as the prompt has them; styles everywhere
+                things = [a for a in s["adapters"] if m.adapters[a]["category"] != "style"]
+                for k, a in enumerate(things):
+                    refs[s["adapters"].index(a)] += f",box={k / len(things):g}/0/{(k + 1) / len(things):g}/1,prompt={s['prompt']}"
             yield (f"{key_of(s)}/{st['name']}-{seed}.png", s["prompt"], refs, seed,
                    how + m.options + s.get("options", []))
     for name in sorted({a for s in m.sets for a in s["adapters"]}):
@@ -128,7 +132,8 @@ class World:
     """The demo world's eyes (rule.py)."""
 
     def __init__(self, o, m):
-        from rule import Eyes, find
+        from rule import SIDE, Eyes, centre, find
+        self.side, self.centre = SIDE, centre
         self.eyes, self.find, self.o, self.m, self.alone = Eyes(o.judge), find, o, m, {}
 
     def shown(self, im, names):
@@ -139,7 +144,9 @@ class World:
         found = self.find(shares, [subjects[n] for n in things])
         style = self.eyes.style(v)
         got = {n: subjects[n] in found if n in things else style == subjects[n] for n in names}
-        return got, {n: self.likeness(v, n) for n in things}
+        inside = [int(self.centre(found[subjects[n]][1])[0] * len(things) / self.side) == k
+                  for k, n in enumerate(things) if subjects[n] in found]  # of things side by side, in their order
+        return got, {n: self.likeness(v, n) for n in things}, inside
 
     def likeness(self, v, name):
         """The best cosine of a piece of the picture with the best piece of the adapter's own pictures."""
@@ -167,7 +174,7 @@ class Words:
         x = self.prepare(text=[self.m.adapters[n]["words"] for n in names], images=[Image.fromarray(im)],
                          return_tensors="pt", padding=True, truncation=True)
         out = self.model(**x)
-        return {}, dict(zip(names, (out.logits_per_image[0] / self.model.logit_scale.exp()).tolist()))
+        return {}, dict(zip(names, (out.logits_per_image[0] / self.model.logit_scale.exp()).tolist())), []
 
 
 # ---- the table
@@ -186,12 +193,13 @@ def measure(o, m, strategies):
                 continue
             with open(file) as f:
                 told = json.load(f)
-            got, like = eyes.shown(picture(o, name), s["adapters"])
+            got, like, inside = eyes.shown(picture(o, name), s["adapters"])
             style = [v for k, v in got.items() if m.adapters[k]["category"] == "style"]
             rows[name] = {"all": float(all(got.values())) if got else None,
                           "each": float(np.mean(list(got.values()))) if got else None,
                           "style": float(style[0]) if style else None,
                           "like": float(np.mean(list(like.values()))) if like else None,
+                          "inside": float(np.mean(inside)) if inside else None,
                           "flops": told["flops"], "seconds": told["seconds"]}
         with open(kept, "w") as f:
             json.dump(rows, f)
@@ -229,7 +237,7 @@ def lines_of(m, strategies, rows):
         merge = {w: column({"name": "merge"}, w) for w in ("all", "each", "flops", "seconds")}
         for st in strategies:
             line = {"n": n, "of": of, "strategy": st["name"], "compose": st["compose"]}
-            for w in ("all", "each", "style", "like"):
+            for w in ("all", "each", "style", "like", "inside"):
                 v = column(st, w)
                 v = v[~np.isnan(v)]
                 line[w] = round(float(v.mean()), 4) if len(v) else None

@@ -90,6 +90,20 @@ def manifest(name, adapters, r):
         json.dump(m, f, indent=1)
 
 
+def same(r):
+    """Pairs of one category, where merging fails most; of test's adapters."""
+    with open(os.path.join(HERE, "manifest-test.json")) as f:
+        m = json.load(f)
+    chosen = {a["name"]: a for a in rows()}
+    by = [[a["name"] for a in m["adapters"] if a["category"] == c] for c in ORDER if c != "style"]
+    every = [r.sample(p, 2) for names in by for p in itertools.combinations(names, 2)]
+    m["name"], m["sizes"] = "same", [2]
+    m["adapters"] = [a for a in m["adapters"] if a["category"] != "style"]
+    m["sets"] = [{"adapters": p, "prompt": set_prompt([chosen[n] for n in p])} for p in r.sample(every, 40)]
+    with open(os.path.join(HERE, "manifest-same.json"), "w") as f:
+        json.dump(m, f, indent=1)
+
+
 def main():
     r = random.Random(0)
     learnt = [c[1] for c in concepts("core", "more")]
@@ -110,6 +124,7 @@ def main():
     r = random.Random(1)
     for name, adapters in split(r).items():
         manifest(name, adapters, r)
+    same(random.Random(2))
 
 
 if __name__ == "__main__":
