@@ -231,13 +231,12 @@ static int done(struct refine *f, struct batch *b, size_t *peak, struct err *err
     return run_check(b->run, err);
 }
 
-/* kind: 0 measures, 1 prepares, -1 runs. */
-static int one_step(struct refine *f, struct batch *b, struct turn *t, int kind, size_t *peak,
-                    struct err *err)
+/* Maps of all passes, without a way back. kind: 0 measures, 1 prepares, -1 runs. */
+static int look_once(struct refine *f, struct batch *b, struct turn *t, int kind, size_t *peak,
+                     struct err *err)
 {
-    int passes = t->a->n_pass, n = together(f, t), rows = rows_of(f, t), rc = 0;
-    bool once = n == passes;
-    for (int first = 0; first < passes && !once && rc == 0; first += n) {
+    int passes = t->a->n_pass, n = together(f, t), rc = 0;
+    for (int first = 0; first < passes && rc == 0; first += n) {
         int here = passes - first < n ? passes - first : n;
         struct look l = {0};
         begin(b, kind);
@@ -245,8 +244,19 @@ static int one_step(struct refine *f, struct batch *b, struct turn *t, int kind,
         rc = done(f, b, peak, err);
         rc = rc < 0 ? rc : make_room(f, passes, err);
         if (rc == 0)
-            take_maps(f, first, here, rows);
+            take_maps(f, first, here, rows_of(f, t));
     }
+    return rc;
+}
+
+/* One step against the gradient. */
+static int one_step(struct refine *f, struct batch *b, struct turn *t, int kind, size_t *peak,
+                    struct err *err)
+{
+    int passes = t->a->n_pass, n = together(f, t), rows = rows_of(f, t), rc = 0;
+    bool once = n == passes;
+    if (!once)
+        rc = look_once(f, b, t, kind, peak, err);
     if (!once && rc == 0)
         contrast(f, passes);
     for (int first = 0; first < passes && rc == 0; first += n) {
@@ -357,24 +367,6 @@ static void share_out(struct refine *f, const struct action *a)
     }
     for (int i = 0; i <= n; i++)
         mask_set(f->part[i], f->values + (size_t)i * places, f->seen.h, f->seen.w);
-}
-
-/* Maps of all passes, for the parts. */
-static int look_once(struct refine *f, struct batch *b, struct turn *t, int kind, size_t *peak,
-                     struct err *err)
-{
-    int passes = t->a->n_pass, n = together(f, t), rc = 0;
-    for (int first = 0; first < passes && rc == 0; first += n) {
-        int here = passes - first < n ? passes - first : n;
-        struct look l = {0};
-        begin(b, kind);
-        look(f, b, t, first, here, &l);
-        rc = done(f, b, peak, err);
-        rc = rc < 0 ? rc : make_room(f, passes, err);
-        if (rc == 0)
-            take_maps(f, first, here, rows_of(f, t));
-    }
-    return rc;
 }
 
 /* ---- both ------------------------------------------------------------------------------------ */
