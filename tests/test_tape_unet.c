@@ -4,6 +4,8 @@
 #include "compose/contrast.h"
 #include "store/adapter.h"
 #include "unet/bind.h"
+#include "unet/gates.h"
+#include "unet/mask.h"
 #include "unet/model.h"
 #include "unet/regions.h"
 #include "unet/safetensors.h"
@@ -172,6 +174,102 @@ Test(tape_unet, by_differences)
     cr_expect_leq(fabs(found - along), 1e-5 * fabs(found), "along a line %g, by differences %g",
                   along, found);
     free(x), free(near), free(dx);
+    fixture_close(&f);
+}
+
+/* Both adapters through gates, some per channel, some a number a place, with w by place and each row's time: by differences
+ * on ref64, and the CPU beside that. */
+static void set_gates(struct fixture *f, struct branch b[2], const struct joint *j,
+                      struct gates *gates, float wave[2][GATE_WAVES])
+{
+    struct err err;
+    float w[64];
+    gate_waves(981, wave[0]);
+    gate_waves(21, wave[1]);
+    for (int i = 0; i < 2; i++) {
+        b[i] = (struct branch){.adapter = f->a[i],
+                               .row1 = 2,
+                               .strength = i ? .7f : 1,
+                               .joint = j,
+                               .part = i,
+                               .gated = true};
+        cr_assert_eq(mask_new(&b[i].words, f->dev, &err), 0);
+        for (int p = 0; p < 64; p++)
+            w[p] = (float)((i ? -1 : 1) * (p % 8 - 3)) * .5f;
+        w[9] = GATE_SHUT * 1.f;
+        for (int size = 8; size; size /= 2) /* all that a pass asks for */
+            cr_assert(mask_at(b[i].words, size, size, true, &err));
+        mask_set(b[i].words, w, 8, 8);
+    }
+    f->r.branch = b;
+    f->r.n_branch = 2;
+    f->r.gates = gates;
+    f->r.wave = wave[0];
+}
+
+static double gated(const char *backend, enum isa isa, const float *x, float *dx, size_t n)
+{
+    struct fixture f;
+    struct branch b[2];
+    struct joint *j;
+    struct gates *gates;
+    struct err err;
+    float wave[2][GATE_WAVES];
+    int plain = 0, full = 0;
+    (void)n;
+    fixture_open(&f, backend, isa);
+    cr_assert_eq(gates_open(&gates, f.dev, &f.m->sites, DATA "gates.safetensors", &err), 0, "%s",
+                 err.msg);
+    cr_assert_eq(joint_new(&j, &f.m->sites, COMPONENT_UNET, 2, (const struct adapter *const *)f.a,
+                           JOINT_GATE, &err),
+                 0);
+    for (int i = 0; i < f.m->sites.n; i++)
+        if (gates->at[i] && j->at[i])
+            *(gates_plain(gates, i) ? &plain : &full) += 1;
+    cr_expect(plain && full);
+    set_gates(&f, b, j, gates, wave);
+    double loss = unet_back(&f, x, dx);
+    run_bare(&f.r);
+    for (int i = 0; i < 2; i++)
+        mask_free(b[i].words);
+    joint_free(j);
+    gates_close(gates);
+    fixture_close(&f);
+    return loss;
+}
+
+Test(tape_unet, gates_by_differences)
+{
+    static const enum isa isas[] = {ISA_PLAIN, ISA_AVX2, ISA_BEST};
+    struct fixture f;
+    size_t n;
+    double side[2], along = 0;
+    const double step = 1.0 / 4096;
+    fixture_open(&f, "cpu", ISA_BEST);
+    float *x = test_floats(f.in, "unet_square_x", &n), *near = malloc(n * sizeof *near),
+          *want = malloc(n * sizeof *want), *got = malloc(n * sizeof *got),
+          *open = malloc(n * sizeof *open);
+    for (size_t i = 0; i < n; i++)
+        x[i] = rintf(x[i] * 4096) / 4096;
+    unet_back(&f, x, open);
+    gated("ref64", ISA_PLAIN, x, want, n);
+    for (int s = 0; s < 2; s++) {
+        for (size_t i = 0; i < n; i++)
+            near[i] = x[i] + (float)((s ? -step : step) * (double)((int)(i * 7 % 5) - 2));
+        side[s] = gated("ref64", ISA_PLAIN, near, got, n);
+    }
+    for (size_t i = 0; i < n; i++)
+        along += (double)want[i] * (double)((int)(i * 7 % 5) - 2);
+    double found = (side[0] - side[1]) / (2 * step);
+    cr_expect_leq(fabs(found - along), 1e-5 * fabs(found), "along a line %g, by differences %g",
+                  along, found);
+    cr_expect_gt(test_error(open, want, n), .01, "adapters and their gates change it");
+    for (int i = 0; i < 3; i++) {
+        gated("cpu", isas[i], x, got, n);
+        double e = test_error(got, want, n);
+        cr_expect_leq(e, TORCH, "cpu/%d: %g", (int)isas[i], e);
+    }
+    free(x), free(near), free(want), free(got), free(open);
     fixture_close(&f);
 }
 

@@ -228,6 +228,10 @@ struct backend {
                        bool add_b, const struct tensor *dy, struct err *err);
     int (*upsample_back)(struct device *dev, struct tensor *dx, const struct tensor *dy, bool add,
                          struct err *err);
+    /* Of adapters that are products: dh += what comes back to h besides dy, dt becomes what comes back to t. */
+    int (*gate_back)(struct device *dev, struct tensor *dh, struct tensor *dt,
+                     const struct tensor *h, const struct gating *in, const struct tensor *dy,
+                     struct err *err);
 };
 
 /* Opens the backend of that name. Close with device_close. */

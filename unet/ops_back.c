@@ -71,29 +71,89 @@ static void gains_back(struct run *r, struct tensor *dh, const struct tensor *dy
     }
 }
 
-static void refuse(struct run *r, const struct layer *l)
+static void refuse(struct run *r, const struct layer *l, const char *what)
 {
-    for (int i = 0; i < r->n_branch && l->site >= 0 && !r->err.code; i++)
-        if (r->branch[i].adapter->at[l->site] &&
-            (r->branch[i].gated || r->branch[i].route.keep > 0))
-            err_set(&r->err, ERR_UNSUPPORTED, "%s: there are no gradients through gates and routes",
-                    l->name);
+    if (!r->err.code)
+        err_set(&r->err, ERR_UNSUPPORTED, "%s: there are no gradients through %s", l->name, what);
 }
 
-void layer_back(struct run *r, struct tensor *dx, const struct layer *l, const struct tensor *dy,
-                bool add)
+static bool any_routed(const struct run *r, int site)
+{
+    bool any = false;
+    for (int i = 0; i < r->n_branch && site >= 0; i++)
+        any |= r->branch[i].adapter->at[site] && r->branch[i].route.keep > 0;
+    return any;
+}
+
+/* What comes back through the gates of some rows: dh += that, dx += what comes down of their adapters. */
+static void gates_back(struct run *r, struct tensor *dx, struct tensor *dh, const struct layer *l,
+                       const struct branch *b, const struct tensor *x, const struct tensor *h,
+                       const struct tensor *dy)
+{
+    struct tensor t, u[GATE_MOST];
+    struct gating_room room;
+    unsigned mark = run_mark(r);
+    const struct joined *j = b->joint->at[l->site];
+    const struct gating in = gating_of(r, l, h, b, x, &t, u, &room);
+    for (int i = 0; i < in.n; i++)
+        if (in.u[i])
+            refuse(r, l, "gates of what is no product");
+    if (j) {
+        struct tensor dt = run_like(r, &t);
+        if (live(r))
+            r->dev->be->gate_back(r->dev, dh, &dt, h, &in, dy, &r->err);
+        op_shares(r, &dt, j, b, l);
+        one_back(r, dx, &j->down, &dt, true);
+    }
+    run_pop(r, mark);
+}
+
+/* A layer with gates: its own output is made again, which they look at. */
+static void gated_back(struct run *r, struct tensor *dx, const struct layer *l,
+                       const struct layer *use, const struct tensor *x, const struct tensor *dy,
+                       bool add)
+{
+    unsigned mark = run_mark(r);
+    struct tensor h = run_like(r, dy), dh = run_like(r, dy), down = run_like(r, dx);
+    if (has_gain(r, l->site))
+        refuse(r, l, "gates beside gains");
+    base_layer(r, &h, l, x, false);
+    op_copy(r, &dh, dy);
+    op_affine(r, &down, x, 0, 0);
+    for (int i = 0; i < r->n_branch; i++) {
+        const struct branch *b = &r->branch[i];
+        if (b->part || !is_gated(r, b, l->site))
+            continue;
+        int n = b->row1 - b->row0;
+        struct tensor xs = tensor_rows(x, b->row0, n), hs = tensor_rows(&h, b->row0, n),
+                      dhs = tensor_rows(&dh, b->row0, n), dys = tensor_rows(dy, b->row0, n),
+                      dxs = tensor_rows(&down, b->row0, n);
+        gates_back(r, &dxs, &dhs, l, b, &xs, &hs, &dys);
+    }
+    one_back(r, dx, use, &dh, add);
+    op_add(r, dx, &down);
+    run_pop(r, mark);
+}
+
+void layer_back(struct run *r, struct tensor *dx, const struct layer *l, const struct tensor *x,
+                const struct tensor *dy, bool add)
 {
     const struct layer *use =
         r->fold && l->site >= 0 && r->fold->at[l->site] ? r->fold->at[l->site] : l;
     unsigned mark = run_mark(r);
     struct tensor dh = *dy;
     int i = -1;
-    refuse(r, l);
-    if (has_gain(r, l->site)) {
-        dh = run_like(r, dy);
-        gains_back(r, &dh, dy, l);
+    if (any_routed(r, l->site))
+        refuse(r, l, "routes");
+    if (any_gated(r, l->site)) {
+        gated_back(r, dx, l, use, x, dy, add);
+    } else {
+        if (has_gain(r, l->site)) {
+            dh = run_like(r, dy);
+            gains_back(r, &dh, dy, l);
+        }
+        one_back(r, dx, use, &dh, add);
     }
-    one_back(r, dx, use, &dh, add);
     run_pop(r, mark);
     for (const struct bound *b = next_bound(r, l->site, &i, NULL); b;
          b = next_bound(r, l->site, &i, b)) {

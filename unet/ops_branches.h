@@ -6,6 +6,13 @@
 #include "gates.h"
 #include "ops.h"
 
+/* What a gating's arrays point to. */
+struct gating_room {
+    const struct tensor *at[GATE_MOST];
+    const float *words[GATE_MOST];
+    int width[GATE_MOST];
+};
+
 /* True where the op is to be computed now. */
 static inline bool live(const struct run *r)
 {
@@ -47,6 +54,16 @@ void op_share(struct run *r, struct tensor *t, const struct branch *b, const str
 /* t, the ranks of a joint's parts, by their strengths and how much of them comes in; b[0] is the first of its branches. */
 void op_shares(struct run *r, struct tensor *t, const struct joined *j, const struct branch *b,
                const struct layer *l);
+/* Whether any branch goes through gates there, other than as a share. */
+bool any_gated(const struct run *r, int site);
+/* The layer alone, as the run has it: folded, with gains of branches. */
+void base_layer(struct run *r, struct tensor *y, const struct layer *l, const struct tensor *x,
+                bool accumulate);
+/* What goes into a joint's gates, whose first branch is b: products come down as t, all else of its adapters is made into u
+ * [GATE_MOST]; the arrays have room for as many. */
+struct gating gating_of(struct run *r, const struct layer *l, const struct tensor *h,
+                        const struct branch *b, const struct tensor *x, struct tensor *t,
+                        struct tensor *u, struct gating_room *room);
 bool has_gain(const struct run *r, int site);
 
 #endif

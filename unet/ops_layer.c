@@ -171,8 +171,8 @@ bool has_gain(const struct run *r, int site)
 }
 
 /* The layer itself. Gains need its output h alone: it is made apart. */
-static void base_layer(struct run *r, struct tensor *y, const struct layer *l,
-                       const struct tensor *x, bool accumulate)
+void base_layer(struct run *r, struct tensor *y, const struct layer *l, const struct tensor *x,
+                bool accumulate)
 {
     const struct layer *use = l;
     if (r->fold && l->site >= 0 && r->fold->at[l->site])
@@ -218,40 +218,46 @@ static struct tensor whole_part(struct run *r, const struct branch *b, const str
     return u;
 }
 
+struct gating gating_of(struct run *r, const struct layer *l, const struct tensor *h,
+                        const struct branch *b, const struct tensor *x, struct tensor *t,
+                        struct tensor *u, struct gating_room *room)
+{
+    const struct joined *j = b->joint->at[l->site];
+    struct gating in = {.n = b->joint->n,
+                        .up = j ? j->turned : NULL,
+                        .width = room->width,
+                        .u = room->at,
+                        .words = room->words,
+                        .gate = r->gates->at[l->site],
+                        .wave = r->wave ? r->wave + (size_t)b->row0 * GATE_WAVES : NULL};
+    for (int i = 0; i < in.n; i++) {
+        room->width[i] = 0;
+        room->at[i] = NULL;
+        room->words[i] = words_at(r, &b[i], l, h);
+        for (int k = 0; j && k < j->n; k++)
+            room->width[i] += j->part[k] == i ? j->width[k] : 0;
+        if (!room->width[i] && b[i].adapter->at[l->site]) {
+            u[i] = whole_part(r, &b[i], l, h, x);
+            room->at[i] = &u[i];
+        }
+    }
+    if (j) {
+        *t = run_layer_tensor(r, &j->down, x);
+        one_layer(r, t, &j->down, x, false);
+        op_shares(r, t, j, b, l);
+        in.t = t;
+    }
+    return in;
+}
+
 /* What the branches b[0], b[1], ... of a joint's rows add, through the gates: y += h + that, or y += that where y is h. */
 static void gate_layer(struct run *r, struct tensor *y, const struct layer *l,
                        const struct tensor *h, const struct branch *b, const struct tensor *x)
 {
-    const struct joined *j = b->joint->at[l->site];
     struct tensor t, u[GATE_MOST];
-    const struct tensor *at[GATE_MOST];
-    const float *words[GATE_MOST];
-    int width[GATE_MOST];
+    struct gating_room room;
     unsigned mark = run_mark(r);
-    struct gating in = {.n = b->joint->n,
-                        .up = j ? j->turned : NULL,
-                        .width = width,
-                        .u = at,
-                        .words = words,
-                        .gate = r->gates->at[l->site],
-                        .wave = r->wave ? r->wave + (size_t)b->row0 * GATE_WAVES : NULL};
-    for (int i = 0; i < in.n; i++) {
-        width[i] = 0;
-        at[i] = NULL;
-        words[i] = words_at(r, &b[i], l, h);
-        for (int k = 0; j && k < j->n; k++)
-            width[i] += j->part[k] == i ? j->width[k] : 0;
-        if (!width[i] && b[i].adapter->at[l->site]) {
-            u[i] = whole_part(r, &b[i], l, h, x);
-            at[i] = &u[i];
-        }
-    }
-    if (j) {
-        t = run_layer_tensor(r, &j->down, x);
-        one_layer(r, &t, &j->down, x, false);
-        op_shares(r, &t, j, b, l);
-        in.t = &t;
-    }
+    const struct gating in = gating_of(r, l, h, b, x, &t, u, &room);
     if (r->gate_watch && live(r))
         r->gate_watch->saw(r->gate_watch->user, r, l, b, h, &in);
     op_gate(r, y, h, &in);
@@ -283,7 +289,7 @@ static void watch_shares(struct run *r, const struct layer *l, const struct tens
     }
 }
 
-static bool any_gated(const struct run *r, int site)
+bool any_gated(const struct run *r, int site)
 {
     bool any = false;
     for (int i = 0; i < r->n_branch && site >= 0 && !any; i++)
@@ -368,7 +374,13 @@ void op_layer(struct run *r, struct tensor *y, const struct layer *l, const stru
     int i = -1;
     struct tape *tape = r->tape;
     const struct step s = {
-        .kind = STEP_LAYER, .y = *y, .x = {*x}, .n = 1, .more = accumulate, .what = l};
+        .kind = STEP_LAYER,
+        .y = *y,
+        .x = {*x},
+        .n = 1,
+        .more = accumulate,
+        .keeps = tape && any_gated(r, l->site), /* gates look at what the layer makes of it */
+        .what = l};
     tape_note(r, &s);
     r->tape = NULL; /* what follows is part of the one step */
     if (r->watch)

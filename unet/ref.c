@@ -2,8 +2,11 @@
  * purpose; nothing here is vectorised, tiled or fused, so that it can be believed. */
 #include "backend.h"
 
+#include <math.h>
+
 #define REAL    float
 #define NAME(x) x##_f32
+#include "gate_back.inc"
 #include "ref.inc"
 #include "ref_back.inc"
 #undef REAL
@@ -11,6 +14,7 @@
 
 #define REAL    double
 #define NAME(x) x##_f64
+#include "gate_back.inc"
 #include "ref.inc"
 #include "ref_back.inc"
 #undef REAL

@@ -259,7 +259,7 @@ static void one_back(struct tape *t, const struct step *s, struct tensor *dx,
     struct run *r = t->r;
     const struct backend *be = r->dev->be;
     if (s->kind == STEP_LAYER) {
-        layer_back(r, dx, s->what, dy, add);
+        layer_back(r, dx, s->what, &s->x[0], dy, add);
         return;
     }
     if (s->kind == STEP_GROUP_NORM || s->kind == STEP_LAYER_NORM) {

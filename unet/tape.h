@@ -15,8 +15,8 @@
  * it stays in the arena through drops and pops, and is copied only where an op is about to overwrite it. Whatever does not
  * depend on a wanted tensor leaves no trace. A run that only measures finds out how much memory all this takes.
  *
- * Branches of adapters are followed (products, dense deltas, gains, norms, masks); gates and routes are not:
- * ERR_UNSUPPORTED. Branches that were in force are so again on the way back, and must still be there, as
+ * Branches of adapters are followed (products, dense deltas, gains, norms, masks; through gates products alone, whose w counts
+ * as given); routes are not: ERR_UNSUPPORTED. Branches that were in force are so again on the way back, and must still be there, as
  * folded weights must.
  */
 #ifndef WEFT_TAPE_H
@@ -78,8 +78,8 @@ void tape_note(struct run *r, const struct step *s);
 void tape_refuse(struct run *r, const struct tensor *x, const char *what);
 /* dx becomes, or with `add` larger by, what of dy comes back through a layer with all that adapters do beside it, and
  * through a norm as they change it (ops_back.c, ops.c). */
-void layer_back(struct run *r, struct tensor *dx, const struct layer *l, const struct tensor *dy,
-                bool add);
+void layer_back(struct run *r, struct tensor *dx, const struct layer *l, const struct tensor *x,
+                const struct tensor *dy, bool add);
 void norm_back(struct run *r, struct tensor *dx, const struct norm *g, const struct tensor *x,
                const struct tensor *more, enum act act, const struct tensor *dy, bool add);
 

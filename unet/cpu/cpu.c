@@ -476,4 +476,5 @@ const struct backend backend_cpu = {
     .geglu_back = cpu_geglu_back,
     .concat_back = cpu_concat_back,
     .upsample_back = cpu_upsample_back,
+    .gate_back = cpu_gate_back,
 };

@@ -79,6 +79,9 @@ int cpu_concat_back(struct device *dev, struct tensor *da, bool add_a, struct te
 int cpu_upsample_back(struct device *dev, struct tensor *dx, const struct tensor *dy, bool add,
                       struct err *err);
 
+int cpu_gate_back(struct device *dev, struct tensor *dh, struct tensor *dt, const struct tensor *h,
+                  const struct gating *in, const struct tensor *dy, struct err *err);
+
 /* cpu_adapters.c: the ops of backend.h that adapters need. */
 int cpu_gain(struct device *dev, struct tensor *y, const struct tensor *h, double s,
              const float *gain, const float *shift, struct err *err);

@@ -228,3 +228,27 @@ int cpu_upsample_back(struct device *dev, struct tensor *dx, const struct tensor
     }
     return 0;
 }
+
+/* ---- gates ----------------------------------------------------------------------------------- */
+
+#define REAL    float
+#define NAME(x) x##_cpu
+#include "../gate_back.inc"
+
+int cpu_gate_back(struct device *dev, struct tensor *dh, struct tensor *dt, const struct tensor *h,
+                  const struct gating *in, const struct tensor *dy, struct err *err)
+{
+    size_t c = (size_t)h->c, wide = (size_t)dt->c, places = (size_t)h->h * (size_t)h->w;
+    size_t bytes = (size_t)dev->threads * 6 * c * sizeof(float);
+    float *room = cpu_scratch(dev, bytes);
+    if (!room)
+        return err_nomem(err, bytes);
+#pragma omp parallel for schedule(static) num_threads(dev->threads)
+    for (size_t p = 0; p < (size_t)h->n * places; p++)
+        gate_place_back_cpu((float *)dh->data + p * c, (float *)dt->data + p * wide,
+                            (const float *)h->data + p * c, (const float *)in->t->data + p * wide,
+                            (const float *)dy->data + p * c, h->c, in, p % places,
+                            in->wave + p / places * GATE_WAVES,
+                            room + (size_t)omp_get_thread_num() * 6 * c);
+    return 0;
+}
