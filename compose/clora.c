@@ -2,13 +2,14 @@
  * to, which is pulled apart before. */
 #include "compose.h"
 
-enum { PRESET, RATE, EVERY, EXTRA, APART, UNTIL, LEVEL, FROM, MAPS, MASK };
+enum { PRESET, RATE, EVERY, EXTRA, APART, UNTIL, LEVEL, FROM, MAPS, MASK, OVERLAP };
 static const char *const presets[] = {"own", "paper", "notebook", NULL};
-static const char *const maps[] = {"both", "cond", NULL}, *const from[] = {"all", "up", NULL};
+static const char *const maps[] = {"both", "cond", NULL}, *const from[] = {"all", "up", NULL},
+                         *const overlap[] = {"share", "most", NULL};
 
 /* What the authors set: in their paper, which moves the picture thrice, and in their notebook, which does so all along. */
-static const double authors[2][MASK + 1] = {{1, 20, 0, 20, .2, .5, 4, 0, 0, .4},
-                                            {2, 20, 1, 20, .1, .5, 4, 0, 0, .4}};
+static const double authors[2][OVERLAP + 1] = {{1, 20, 0, 20, .2, .5, 4, 0, 0, .4, 0},
+                                               {2, 20, 1, 20, .1, .5, 4, 0, 0, .4, 0}};
 
 /* Steps against the gradient before a step of the sampler: `every` in each up to `until`, and `extra` in the first and
  * those `apart` and twice that later, as shares of all steps. */
@@ -49,6 +50,7 @@ static void plan(const struct compose *c, const struct compose_now *now, const i
                                          .divide = (int)o[LEVEL],
                                          .up = o[FROM] == 1,
                                          .halves = o[MAPS] == 0,
+                                         .most = o[OVERLAP] == 1,
                                          .mask = (float)o[MASK]};
 }
 
@@ -73,8 +75,10 @@ const struct compose_strategy strategy_clora = {
             {"level", "attentions at one so-manieth of the latent's side", 4, 1, 64, NULL, true},
             {"from", "of which of them: all, or those on the way up", 1, 0, 1, from, true},
             {"maps", "of which halves", 1, 0, 1, maps, true},
-            {"mask", "a place is an adapter's above this share of its words' most", .4, .01, .99,
+            {"mask", "a place is an adapter's above this share of its words' most", .05, .01, .99,
              NULL, false},
+            {"overlap", "who has a place that is several's: all of them, or who has most", 1, 0, 1,
+             overlap, true},
             {.key = NULL},
         },
     .plan = plan,

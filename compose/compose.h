@@ -108,6 +108,8 @@ struct refine_step {
     int divide;  /* of the attentions at 1/divide of the latent's side */
     bool up;     /* only those on the way up */
     bool halves; /* the maps are means over both halves, not of the prompt's alone */
+    bool
+        most; /* a place is one\'s alone, whose words have most of it, each map over its mean; else all share it who may have it */
     float
         mask; /* a place is an adapter's where its words have more than that of their largest; 0: parts stay */
     float enhance, fill, apart; /* how much each of the layout's losses counts */

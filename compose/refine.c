@@ -292,30 +292,50 @@ static int pass_of(const struct action *a, int adapter)
     return -1;
 }
 
-/* Where adapter i's own words are, in its own pass: 1 there. false: they are nowhere. */
+/* A word's map onto to: 1 where it is above its share of its most; or by `most` all of it. */
+static void add_word(float *to, const float *map, size_t places, float mask, bool most)
+{
+    float top = 0;
+    for (size_t p = 0; p < places; p++)
+        top = fmaxf(top, map[p]);
+    for (size_t p = 0; p < places; p++)
+        to[p] = most ? to[p] + map[p] : map[p] > mask * top ? 1 : to[p];
+}
+
+/* Over its mean, and 0 where it is below its share of its most. */
+static void even_out(float *to, size_t places, float mask)
+{
+    double mean = 0;
+    float top = 0;
+    for (size_t p = 0; p < places; p++) {
+        mean += (double)to[p] / (double)places;
+        top = fmaxf(top, to[p]);
+    }
+    for (size_t p = 0; p < places; p++)
+        to[p] = to[p] > mask * top ? (float)((double)to[p] / mean) : 0;
+}
+
+/* How much a place is adapter i's, by its own words in its own pass; 0: not at all. false: they are nowhere. */
 static bool mark(const struct refine *f, const struct action *a, int i, float *to)
 {
     size_t places = (size_t)f->seen.h * (size_t)f->seen.w;
     const struct use *u = &f->of->p->use[i];
-    int pass = pass_of(a, i);
+    int pass = f->own[i];
     bool any = false;
     if (u->where && pass >= 0) {
         mask_resample(to, f->seen.h, f->seen.w, u->where, u->where_h, u->where_w);
         for (size_t p = 0; p < places; p++)
-            to[p] = to[p] >= .5f;
+            to[p] = to[p] >= .5f ? INFINITY : 0;
         return true;
     }
-    for (int k = 0; k < f->n_key && pass >= 0; k++) {
-        const float *map = f->map + ((size_t)pass * (size_t)f->n_key + (size_t)k) * places;
-        float most = 0;
-        if (f->label[k] != i)
-            continue;
-        for (size_t p = 0; p < places; p++)
-            most = fmaxf(most, map[p]);
-        for (size_t p = 0; p < places; p++)
-            to[p] = map[p] > a->refine.mask * most ? 1 : to[p];
-        any = true;
-    }
+    for (int k = 0; k < f->n_key && pass >= 0; k++)
+        if (f->label[k] == i) {
+            const float *map = f->map + ((size_t)pass * (size_t)f->n_key + (size_t)k) * places;
+            add_word(to, map, places, a->refine.mask, a->refine.most);
+            any = true;
+        }
+    if (any && a->refine.most)
+        even_out(to, places, a->refine.mask);
     return any;
 }
 
@@ -351,15 +371,16 @@ static void share_out(struct refine *f, const struct action *a)
         at[i] = mark(f, a, i, f->values + (size_t)i * places);
     }
     for (size_t p = 0; p < places; p++) {
-        float sum = 0;
+        float most = 0, sum = 0;
         for (int i = 0; i < n; i++)
-            sum += f->values[(size_t)i * places + p];
-        base[p] = sum > 0 ? 0 : 1;
-        /* who is nowhere to be found is where nobody is */
-        for (int i = 0; i < n; i++)
-            if (!at[i] && pass_of(a, i) >= 0)
-                f->values[(size_t)i * places + p] = base[p];
-        sum = 0;
+            most = fmaxf(most, f->values[(size_t)i * places + p]);
+        base[p] = most > 0 ? 0 : 1;
+        for (int i = 0; i < n; i++) {
+            float *here = f->values + (size_t)i * places + p;
+            *here = *here > 0 && (!a->refine.most || *here == most);
+            if (!at[i] && f->own[i] >= 0) /* who is nowhere to be found is where nobody is */
+                *here = base[p];
+        }
         for (int i = 0; i <= n; i++)
             sum += f->values[(size_t)i * places + p];
         for (int i = 0; i <= n; i++)

@@ -10,7 +10,8 @@
  * of the action, of the tokens of all adapters' words in each; as many rows as fit go forth and back in one batch, where
  * they all do, else forth one after another, then again with the way back (as much memory for many adapters as for one).
  * Then each pass has a part in the picture: an adapter's where one of its own words' maps is above action.refine.mask of
- * its largest value, the base's where no adapter's is; shared evenly where several are.
+ * its largest value, the base's where no adapter's is; shared evenly where several are (CLoRA's), or by action.refine.most all
+ * of a place is that one's whose words' maps, summed and over their mean, are largest.
  *
  * Of the layout loss there is one pass, of regions.
  */
