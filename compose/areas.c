@@ -38,12 +38,15 @@ static char *clause(const char *text, const char *at)
     return strndup(first, (size_t)(end - first));
 }
 
-/* The text of a region, new: its own; what the picture's prompt says of its words; its words. */
+/* The text of a region, new: its own; of one that is looked for in the picture, the picture's; what that says of its words;
+ * its words. */
 static char *text_of(const struct picture *p, const struct use *u)
 {
     const char *words = u->words ? u->words : "", *prompt = p->prompt->part[0].text;
     if (u->prompt)
         return strdup(u->prompt);
+    if (!u->where)
+        return strdup(prompt);
     for (const char *g = words; *g; g += strcspn(g, "\n"), g += *g == '\n') {
         const char *at = find(prompt, g, strcspn(g, ",\n"));
         if (at)

@@ -6,7 +6,7 @@
  *     areas_rows(a, &run, at, n);                  // before a pass over those rows, in their batch
  *     areas_close(a);
  *
- * A region's text is use.prompt, or the clause of the prompt (between commas, ends of sentences and "and") that has the
+ * A region's text is use.prompt, or of one without a place of its own the picture's prompt, or the clause of the prompt (between commas, ends of sentences and "and") that has the
  * adapter's words, or the first of those; read, like its keys and values and what comes out of
  * its cross attention, with that adapter and those that are meant for the whole picture. The negative prompt's row attends
  * to the negative prompt in all regions, read likewise.
