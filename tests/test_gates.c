@@ -1,69 +1,15 @@
 /* Two adapters in a whole UNet against other code (tests/golden/gates.py): through gates, in places of their own, and
  * where words are attended to. */
 #include "compose/maps.h"
-#include "store/adapter.h"
-#include "unet/bind.h"
-#include "unet/gates.h"
-#include "unet/model.h"
-#include "unet/ops.h"
-#include "unet/safetensors.h"
-#include "util.h"
+#include "pair_fixture.h"
 
-#include <criterion/criterion.h>
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
-#define DATA "tests/golden/data/"
+#define GOLDEN DATA "gates-out.safetensors"
 
 /* Relative error of the UNet's output. */
 #define BOUND 1e-5
-
-struct fixture {
-    struct device *dev;
-    struct model *m;
-    struct safetensors *in, *want;
-    struct adapter_file *file[2];
-    struct adapter *a[2];
-    struct gates *gates;
-    struct run r;
-};
-
-static void fixture_open(struct fixture *f, enum isa isa)
-{
-    static const char *const name[] = {DATA "lora-peft.safetensors",
-                                       DATA "lora-diffusers.safetensors"};
-    struct bind_report report = {0};
-    struct err err;
-    f->dev = test_device_isa("cpu", isa, 2);
-    cr_assert_eq(model_open(&f->m, f->dev, DATA "tiny-sd1", &err), 0, "%s", err.msg);
-    cr_assert_eq(safetensors_open(&f->in, DATA "tiny-sd1/golden.safetensors", &err), 0);
-    cr_assert_eq(safetensors_open(&f->want, DATA "gates-out.safetensors", &err), 0, "%s", err.msg);
-    cr_assert_eq(gates_open(&f->gates, f->dev, &f->m->sites, DATA "gates.safetensors", &err), 0,
-                 "%s", err.msg);
-    for (int i = 0; i < 2; i++) {
-        cr_assert_eq(adapter_file_open(&f->file[i], name[i], &err), 0, "%s", err.msg);
-        cr_assert_eq(adapter_bind(&f->a[i], f->dev, &f->m->sites, &f->file[i]->list, "a", false,
-                                  &report, &err),
-                     0, "%s", err.msg);
-    }
-    bind_report_release(&report);
-    run_init(&f->r, f->dev);
-}
-
-static void fixture_close(struct fixture *f)
-{
-    run_release(&f->r);
-    gates_close(f->gates);
-    for (int i = 0; i < 2; i++) {
-        adapter_free(f->a[i]);
-        adapter_file_close(f->file[i]);
-    }
-    safetensors_close(f->in);
-    safetensors_close(f->want);
-    model_close(f->m);
-    device_close(f->dev);
-}
 
 static struct tensor forward(struct fixture *f)
 {
@@ -142,7 +88,7 @@ Test(gates, as_they_were_trained)
 {
     for (int isa = ISA_PLAIN; isa <= ISA_AVX512; isa++) {
         struct fixture f = {0};
-        fixture_open(&f, (enum isa)isa);
+        fixture_open(&f, "cpu", (enum isa)isa, GOLDEN);
         check(&f, 2, "both");
         check(&f, 1, "one");
         fixture_close(&f);
@@ -153,7 +99,7 @@ Test(gates, as_they_were_trained)
 Test(gates, values_are_what_is_computed)
 {
     struct fixture f = {0};
-    fixture_open(&f, ISA_BEST);
+    fixture_open(&f, "cpu", ISA_BEST, GOLDEN);
     int s = 0, plain = 0;
     for (int i = 0; i < f.gates->n_site; i++)
         plain += gates_plain(f.gates, i);
@@ -257,7 +203,7 @@ Test(gates, routed_to_one_is_that_one)
     struct err err;
     float wave[2][GATE_WAVES];
     int seen = 0, n = 0;
-    fixture_open(&f, ISA_BEST);
+    fixture_open(&f, "cpu", ISA_BEST, GOLDEN);
     const struct adapter *const *a = (const struct adapter *const *)f.a;
     cr_assert_eq(joint_new(&both, &f.m->sites, COMPONENT_UNET, 2, a, JOINT_GATE, &err), 0);
     for (int i = 0; i < 2; i++) {
@@ -290,7 +236,7 @@ Test(gates, shipped)
     struct gates *g;
     struct err err;
     int n = 0;
-    fixture_open(&f, ISA_BEST);
+    fixture_open(&f, "cpu", ISA_BEST, GOLDEN);
     cr_assert_eq(model_open(&demo, f.dev, "assets/model", &err), 0);
     cr_assert_eq(gates_open(&g, f.dev, &demo->sites, "assets/gates/gates.safetensors", &err), 0,
                  "%s", err.msg);
@@ -317,7 +263,7 @@ Test(gates, of_another_model)
     struct model *other;
     struct gates *g = NULL;
     struct err err;
-    fixture_open(&f, ISA_BEST);
+    fixture_open(&f, "cpu", ISA_BEST, GOLDEN);
     cr_assert_eq(model_open(&other, f.dev, "assets/model", &err), 0);
     cr_expect_eq(gates_open(&g, f.dev, &other->sites, DATA "gates.safetensors", &err),
                  ERR_MISMATCH);
@@ -336,7 +282,7 @@ Test(masks, each_in_its_own_places)
     struct joint *j;
     struct err err;
     size_t n, count;
-    fixture_open(&f, ISA_BEST);
+    fixture_open(&f, "cpu", ISA_BEST, GOLDEN);
     cr_assert_eq(joint_new(&j, &f.m->sites, COMPONENT_UNET, 2, (const struct adapter *const *)f.a,
                            JOINT_SUM, &err),
                  0);
@@ -478,7 +424,7 @@ Test(masks, follow_what_is_attended_to)
     struct err err;
     size_t n;
     int h, w;
-    fixture_open(&f, ISA_BEST);
+    fixture_open(&f, "cpu", ISA_BEST, GOLDEN);
     const struct use use[] = {{.adapter = f.a[0], .words = "owl red\nred owl"},
                               {.adapter = f.a[1], .words = "castle"},
                               {.adapter = f.a[1], .words = "a town"}};

@@ -2,72 +2,19 @@
  * loss of what it attends to, of LoRA-Composer's with its regions. */
 #include "compose/attended.h"
 #include "compose/contrast.h"
-#include "store/adapter.h"
-#include "unet/bind.h"
-#include "unet/gates.h"
+#include "pair_fixture.h"
 #include "unet/mask.h"
-#include "unet/model.h"
 #include "unet/regions.h"
-#include "unet/safetensors.h"
-#include "util.h"
 
-#include <criterion/criterion.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
-#define DATA "tests/golden/data/"
+#define GOLDEN DATA "grad.safetensors"
 
 /* Relative, over all values, beside PyTorch's gradients; beside its maps and losses. */
 #define TORCH 1e-4
 #define MAPS  1e-5
-
-struct fixture {
-    struct device *dev;
-    struct model *m;
-    struct safetensors *in, *want;
-    struct adapter_file *file[2];
-    struct adapter *a[2];
-    struct run r;
-    struct tape *t;
-};
-
-static void fixture_open(struct fixture *f, const char *backend, enum isa isa)
-{
-    static const char *const name[] = {DATA "lora-peft.safetensors",
-                                       DATA "lora-diffusers.safetensors"};
-    struct bind_report report = {0};
-    struct err err;
-    memset(f, 0, sizeof *f);
-    f->dev = test_device_isa(backend, isa, 2);
-    cr_assert_eq(model_open(&f->m, f->dev, DATA "tiny-sd1", &err), 0, "%s", err.msg);
-    cr_assert_eq(safetensors_open(&f->in, DATA "tiny-sd1/golden.safetensors", &err), 0);
-    cr_assert_eq(safetensors_open(&f->want, DATA "grad.safetensors", &err), 0, "%s", err.msg);
-    for (int i = 0; i < 2; i++) {
-        cr_assert_eq(adapter_file_open(&f->file[i], name[i], &err), 0, "%s", err.msg);
-        cr_assert_eq(adapter_bind(&f->a[i], f->dev, &f->m->sites, &f->file[i]->list, "a", false,
-                                  &report, &err),
-                     0, "%s", err.msg);
-    }
-    bind_report_release(&report);
-    run_init(&f->r, f->dev);
-    cr_assert_eq(tape_new(&f->t, &err), 0);
-}
-
-static void fixture_close(struct fixture *f)
-{
-    tape_free(f->t);
-    run_release(&f->r);
-    for (int i = 0; i < 2; i++) {
-        adapter_free(f->a[i]);
-        adapter_file_close(f->file[i]);
-    }
-    safetensors_close(f->in);
-    safetensors_close(f->want);
-    model_close(f->m);
-    device_close(f->dev);
-}
 
 /* dx of the sum of weight o output. x: as the golden's, or NULL for that; loss from doubles. */
 static double unet_back(struct fixture *f, const float *x, float *dx)
@@ -120,7 +67,7 @@ static void check_unet(const char *backend, enum isa isa)
     struct joint *j;
     struct err err;
     size_t n, n_lora;
-    fixture_open(&f, backend, isa);
+    fixture_open(&f, backend, isa, GOLDEN);
     float *want = test_floats(f.want, "dx", &n), *lora = test_floats(f.want, "dx_lora", &n_lora),
           *got = malloc(n * sizeof *got);
     cr_expect_gt(test_error(want, lora, n), .01, "adapters change it");
@@ -157,7 +104,7 @@ Test(tape_unet, by_differences)
     size_t n;
     double side[2], along = 0;
     const double step = 1.0 / 4096;
-    fixture_open(&f, "ref64", ISA_PLAIN);
+    fixture_open(&f, "ref64", ISA_PLAIN, GOLDEN);
     float *x = test_floats(f.in, "unet_square_x", &n), *near = malloc(n * sizeof *near),
           *dx = malloc(n * sizeof *dx);
     for (size_t i = 0; i < n; i++)
@@ -180,7 +127,7 @@ Test(tape_unet, by_differences)
 /* Both adapters through gates, some per channel, some a number a place, with w by place and each row's time: by differences
  * on ref64, and the CPU beside that. */
 static void set_gates(struct fixture *f, struct branch b[2], const struct joint *j,
-                      struct gates *gates, float wave[2][GATE_WAVES])
+                      float wave[2][GATE_WAVES])
 {
     struct err err;
     float w[64];
@@ -203,37 +150,32 @@ static void set_gates(struct fixture *f, struct branch b[2], const struct joint 
     }
     f->r.branch = b;
     f->r.n_branch = 2;
-    f->r.gates = gates;
+    f->r.gates = f->gates;
     f->r.wave = wave[0];
 }
 
-static double gated(const char *backend, enum isa isa, const float *x, float *dx, size_t n)
+static double gated(const char *backend, enum isa isa, const float *x, float *dx)
 {
     struct fixture f;
     struct branch b[2];
     struct joint *j;
-    struct gates *gates;
     struct err err;
     float wave[2][GATE_WAVES];
     int plain = 0, full = 0;
-    (void)n;
-    fixture_open(&f, backend, isa);
-    cr_assert_eq(gates_open(&gates, f.dev, &f.m->sites, DATA "gates.safetensors", &err), 0, "%s",
-                 err.msg);
+    fixture_open(&f, backend, isa, GOLDEN);
     cr_assert_eq(joint_new(&j, &f.m->sites, COMPONENT_UNET, 2, (const struct adapter *const *)f.a,
                            JOINT_GATE, &err),
                  0);
     for (int i = 0; i < f.m->sites.n; i++)
-        if (gates->at[i] && j->at[i])
-            *(gates_plain(gates, i) ? &plain : &full) += 1;
+        if (f.gates->at[i] && j->at[i])
+            *(gates_plain(f.gates, i) ? &plain : &full) += 1;
     cr_expect(plain && full);
-    set_gates(&f, b, j, gates, wave);
+    set_gates(&f, b, j, wave);
     double loss = unet_back(&f, x, dx);
     run_bare(&f.r);
     for (int i = 0; i < 2; i++)
         mask_free(b[i].words);
     joint_free(j);
-    gates_close(gates);
     fixture_close(&f);
     return loss;
 }
@@ -245,18 +187,18 @@ Test(tape_unet, gates_by_differences)
     size_t n;
     double side[2], along = 0;
     const double step = 1.0 / 4096;
-    fixture_open(&f, "cpu", ISA_BEST);
+    fixture_open(&f, "cpu", ISA_BEST, GOLDEN);
     float *x = test_floats(f.in, "unet_square_x", &n), *near = malloc(n * sizeof *near),
           *want = malloc(n * sizeof *want), *got = malloc(n * sizeof *got),
           *open = malloc(n * sizeof *open);
     for (size_t i = 0; i < n; i++)
         x[i] = rintf(x[i] * 4096) / 4096;
     unet_back(&f, x, open);
-    gated("ref64", ISA_PLAIN, x, want, n);
+    gated("ref64", ISA_PLAIN, x, want);
     for (int s = 0; s < 2; s++) {
         for (size_t i = 0; i < n; i++)
             near[i] = x[i] + (float)((s ? -step : step) * (double)((int)(i * 7 % 5) - 2));
-        side[s] = gated("ref64", ISA_PLAIN, near, got, n);
+        side[s] = gated("ref64", ISA_PLAIN, near, got);
     }
     for (size_t i = 0; i < n; i++)
         along += (double)want[i] * (double)((int)(i * 7 % 5) - 2);
@@ -265,7 +207,7 @@ Test(tape_unet, gates_by_differences)
                   along, found);
     cr_expect_gt(test_error(open, want, n), .01, "adapters and their gates change it");
     for (int i = 0; i < 3; i++) {
-        gated("cpu", isas[i], x, got, n);
+        gated("cpu", isas[i], x, got);
         double e = test_error(got, want, n);
         cr_expect_leq(e, TORCH, "cpu/%d: %g", (int)isas[i], e);
     }
@@ -447,7 +389,7 @@ Test(tape_unet, clora)
     static const enum isa isas[] = {ISA_PLAIN, ISA_AVX2, ISA_BEST};
     for (int i = 0; i < 3; i++) {
         struct fixture f;
-        fixture_open(&f, "cpu", isas[i]);
+        fixture_open(&f, "cpu", isas[i], GOLDEN);
         check_clora(&f, true, "clora");
         check_clora(&f, false, "clora_cond");
         fixture_close(&f);
@@ -598,7 +540,7 @@ Test(tape_unet, composer)
     static const enum isa isas[] = {ISA_PLAIN, ISA_AVX2, ISA_BEST};
     for (int i = 0; i < 3; i++) {
         struct fixture f;
-        fixture_open(&f, "cpu", isas[i]);
+        fixture_open(&f, "cpu", isas[i], GOLDEN);
         check_composer(&f);
         fixture_close(&f);
     }
@@ -615,7 +557,7 @@ Test(tape_unet, one_full_region_is_the_adapter)
     float got[2][256];
     const float all[1] = {1};
     struct regions *g;
-    fixture_open(&f, "cpu", ISA_BEST);
+    fixture_open(&f, "cpu", ISA_BEST, GOLDEN);
     struct delta_list *l = &f.file[0]->list;
     for (int i = 0; i < l->n; i++) { /* other sites are none of the model's */
         char *at = strstr(l->item[i].site, "attn2.to_");
