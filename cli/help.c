@@ -28,14 +28,15 @@ static void option_help(const struct compose_option *o)
     for (; o && o->key; o++) {
         char left[80];
         if (o->choice) {
-            int n = snprintf(left, sizeof left, "%s=", o->key);
+            int usual = (int)o->usual; /* comes first */
+            int n = snprintf(left, sizeof left, "%s=%s", o->key, o->choice[usual]);
             for (int i = 0; o->choice[i]; i++)
-                n +=
-                    snprintf(left + n, sizeof left - (size_t)n, "%s%s", i ? "|" : "", o->choice[i]);
+                if (i != usual)
+                    n += snprintf(left + n, sizeof left - (size_t)n, "|%s", o->choice[i]);
         } else {
             snprintf(left, sizeof left, "%s=%g", o->key, o->usual);
         }
-        printf("      %-22s", left);
+        printf("      %-21s ", left);
         for (const char *s = o->help; *s; s++) {
             putchar(*s);
             if (*s == '\n')
@@ -47,7 +48,8 @@ static void option_help(const struct compose_option *o)
 
 static int explain_compose(void)
 {
-    puts("How several adapters share a picture: --compose NAME[:key=value,...]\n");
+    puts("How several adapters share a picture: --compose NAME[:key=value,...]; of choices the "
+         "first is usual\n");
     for (int i = 0; compose_strategies[i]; i++) {
         const struct compose_strategy *s = compose_strategies[i];
         printf("  %-12s%s\n%s\n", s->name, s->about, s->more);

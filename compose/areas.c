@@ -89,6 +89,12 @@ int areas_open(struct areas **out, struct passes *of, struct err *err)
         boxes = boxes && u->where;
         rc = add_area(a, i, err);
     }
+    if (rc == 0 && of->cond->n_layer > 1 && of->cond->n_layer != of->m->unet->n_cross)
+        rc = err_set(
+            err, ERR_MISMATCH,
+            "prompt of a region: a word has vectors for %d cross attentions, this model has %d: it "
+            "was made for another base",
+            of->cond->n_layer, of->m->unet->n_cross);
     if (rc < 0 || !a->n)
         return rc;
     a->branch = calloc((size_t)(a->n + 1) * BATCH_ROWS * (size_t)uses, sizeof *a->branch);

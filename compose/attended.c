@@ -164,12 +164,6 @@ void attended_release(struct attended *a)
     a->room = a->values = 0;
 }
 
-int attended_level(const struct unet *u, int divide)
-{
-    int level = (int)lround(log2((double)divide));
-    return level < u->levels ? level : u->levels - 1;
-}
-
 int attended_until(const struct unet *u, int level)
 {
     int until = 0;
@@ -177,4 +171,13 @@ int attended_until(const struct unet *u, int level)
         if (unet_cross_level(u, i) == level)
             until = i + 1;
     return until;
+}
+
+int attended_level(const struct unet *u, int divide)
+{
+    int want = (int)lround(log2((double)divide)), best = -1;
+    for (int i = 0; i < u->levels; i++)
+        if (attended_until(u, i) && (best < 0 || abs(i - want) <= abs(best - want)))
+            best = i;
+    return best < 0 ? 0 : best;
 }

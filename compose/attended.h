@@ -52,7 +52,8 @@ void attended_end(struct attended *a);
 void attended_seed(struct attended *a, struct tape *t);
 void attended_release(struct attended *a);
 
-/* The level whose maps are of about 1/divide of the latent's side: of the UNet's levels, each half of the one before. */
+/* Of the levels with cross attention, each half of the one before, that whose maps are nearest to 1/divide of the latent's
+ * side; of two the smaller. */
 int attended_level(const struct unet *u, int divide);
 /* The cross attentions of that level end behind this many of the UNet's. */
 int attended_until(const struct unet *u, int level);

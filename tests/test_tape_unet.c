@@ -594,3 +594,25 @@ Test(tape_unet, one_full_region_is_the_adapter)
     regions_free(g);
     fixture_close(&f);
 }
+
+/* Levels of 8, 4, 2 and 1 places a side, all with cross attention. */
+Test(tape_unet, levels)
+{
+    static const int want[][2] = {{1, 0}, {2, 1}, {3, 2}, {4, 2}, {8, 3}, {64, 3}};
+    struct fixture f;
+    fixture_open(&f, "cpu", ISA_BEST, GOLDEN);
+    const struct unet *u = f.m->unet;
+    for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
+        int level = attended_level(u, want[i][0]);
+        cr_expect_eq(level, want[i][1], "1/%d: %d", want[i][0], level);
+        cr_expect_gt(attended_until(u, level), 0);
+    }
+    for (int i = 0, last = 0; i < u->n_cross; i++) {
+        int level = unet_cross_level(u, i);
+        cr_expect(level >= 0 && level < u->levels && abs(level - last) <= 1, "%d lies on %d", i,
+                  level);
+        last = level;
+    }
+    cr_expect_eq(unet_cross_level(u, u->up_cross), u->levels - 1 - (u->up[0].transformer == NULL));
+    fixture_close(&f);
+}
