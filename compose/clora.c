@@ -2,10 +2,11 @@
  * to, which is pulled apart before. */
 #include "compose.h"
 
-enum { PRESET, RATE, EVERY, EXTRA, APART, UNTIL, LEVEL, FROM, MAPS, MASK, OVERLAP };
+enum { PRESET, RATE, EVERY, EXTRA, APART, UNTIL, LEVEL, FROM, MAPS, MASK, OVERLAP, MEMORY };
 static const char *const presets[] = {"own", "paper", "notebook", NULL};
 static const char *const maps[] = {"both", "cond", NULL}, *const from[] = {"all", "up", NULL},
-                         *const overlap[] = {"share", "most", NULL};
+                         *const overlap[] = {"share", "most", NULL},
+                         *const memory[] = {"more", "least", NULL};
 
 /* What the authors set: in their paper, which moves the picture thrice, and in their notebook, which does so all along. */
 static const double authors[2][OVERLAP + 1] = {{1, 20, 0, 20, .2, .5, 4, 0, 0, .4, 0},
@@ -51,6 +52,7 @@ static void plan(const struct compose *c, const struct compose_now *now, const i
                                          .up = o[FROM] == 1,
                                          .halves = o[MAPS] == 0,
                                          .most = o[OVERLAP] == 1,
+                                         .least = c->option[MEMORY] == 1,
                                          .mask = (float)o[MASK]};
 }
 
@@ -79,6 +81,9 @@ const struct compose_strategy strategy_clora = {
              NULL, false},
             {"overlap", "who has a place that is several's: all of them, or who has most", 1, 0, 1,
              overlap, true},
+            {"memory",
+             "least: passes are looked at one by one, which takes longer (so are large pictures')",
+             0, 0, 1, memory, true},
             {.key = NULL},
         },
     .plan = plan,

@@ -103,10 +103,12 @@ struct pass {
 enum refine_how { REFINE_NONE, REFINE_CONTRAST, REFINE_LAYOUT };
 struct refine_step {
     enum refine_how how;
-    int times;   /* steps against the loss's gradient */
-    float rate;  /* of each */
-    int divide;  /* of the attentions at 1/divide of the latent's side */
-    bool up;     /* only those on the way up */
+    int times;  /* steps against the loss's gradient */
+    float rate; /* of each */
+    int divide; /* of the attentions at 1/divide of the latent's side */
+    bool up;    /* only those on the way up */
+    bool
+        least; /* passes are looked at one by one, forth twice: as much memory for many as for one */
     bool halves; /* the maps are means over both halves, not of the prompt's alone */
     bool
         most; /* a place is one\'s alone, whose words have most of it, each map over its mean; else all share it who may have it */

@@ -102,7 +102,8 @@ const struct cost *generator_cost(const struct generator *g, int i);
  * in; release them. */
 int generator_run(struct generator *g, struct image *im, generate_progress *progress, void *user,
                   struct err *err);
-/* Where the adapter of picture i acted in the last step, [*h, *w], borrowed; NULL: everywhere. */
+/* Where the adapter of picture i acted in the last step, [*h, *w], borrowed; NULL: everywhere. Where passes have parts
+ * (compose.h) one adapter more is the base. */
 const float *generator_mask(const struct generator *g, int i, int adapter, int *h, int *w);
 /* How much each place attended to the adapter's words, [*h, *w], the most 1; borrowed; NULL: nobody looked. */
 const float *generator_words(const struct generator *g, int i, int adapter, int *h, int *w);

@@ -19,6 +19,7 @@ struct refine {
     int most;                /* keys of a text */
     float *map, *back;       /* [passes, keys, places] */
     size_t room;
+    float *sum, *rows;             /* of gradients; of those of a batch */
     double *sums;                  /* the loss's own room */
     struct mask **part;            /* [adapters + 1], the last the base's */
     int own[COMPOSE_MAX_ADAPTERS]; /* each adapter's pass in the last action with parts, -1: none */
@@ -61,8 +62,12 @@ int refine_open(struct refine **out, struct passes *of, struct err *err)
     f->key = malloc((size_t)f->most * sizeof *f->key);
     f->label = malloc((size_t)f->most * sizeof *f->label);
     f->part = calloc((size_t)n, sizeof *f->part);
-    int rc = f->key && f->label && f->part ? tape_new(&f->tape, err)
-                                           : err_nomem(err, (size_t)f->most * sizeof *f->key);
+    size_t z = (size_t)h * (size_t)w * (size_t)of->m->vae->latent;
+    f->sum = malloc((1 + BATCH_ROWS) * z * sizeof *f->sum);
+    f->rows = f->sum ? f->sum + z : NULL;
+    int rc = f->key && f->label && f->part && f->sum
+                 ? tape_new(&f->tape, err)
+                 : err_nomem(err, (size_t)f->most * sizeof *f->key);
     for (int i = 0; i < n && rc == 0; i++) {
         rc = mask_new(&f->part[i], of->m->dev, err);
         if (rc == 0 && !mask_at(f->part[i], h, w, true, err))
@@ -85,6 +90,7 @@ void refine_close(struct refine *f)
     free(f->part);
     free(f->values);
     free(f->sums);
+    free(f->sum);
     free(f);
 }
 
@@ -133,7 +139,7 @@ static int rows_of(const struct refine *f, const struct turn *t)
 static int together(const struct refine *f, const struct turn *t)
 {
     int rows = rows_of(f, t), n = BATCH_ROWS / rows;
-    if (t->x->h * t->x->w > PLACES_TOGETHER)
+    if (t->a->refine.least || t->x->h * t->x->w > PLACES_TOGETHER)
         n = 1;
     return n < t->a->n_pass ? n : t->a->n_pass;
 }
@@ -249,6 +255,30 @@ static int look_once(struct refine *f, struct batch *b, struct turn *t, int kind
     return rc;
 }
 
+/* The sum of the rows of dx so far: the picture stays where it is until all have been looked at. */
+static int collect(struct refine *f, struct run *r, const struct tensor *dx, bool first,
+                   struct err *err)
+{
+    struct tensor one = tensor_rows(dx, 0, 1);
+    size_t n = tensor_count(&one);
+    int rc = r->dev->be->download(r->dev, f->rows, dx, err);
+    for (size_t i = 0; i < n && first; i++)
+        f->sum[i] = 0;
+    for (size_t i = 0; i < n * (size_t)dx->n && rc == 0; i++)
+        f->sum[i % n] += f->rows[i];
+    return rc;
+}
+
+static int move_all(struct refine *f, struct batch *b, struct turn *t, int kind, size_t *peak,
+                    struct err *err)
+{
+    begin(b, kind);
+    struct tensor dx = run_like(b->run, t->x);
+    op_upload(b->run, &dx, f->sum);
+    turn_move(b->run, t, &dx, (double)t->a->refine.rate);
+    return done(f, b, peak, err);
+}
+
 /* One step against the gradient. */
 static int one_step(struct refine *f, struct batch *b, struct turn *t, int kind, size_t *peak,
                     struct err *err)
@@ -274,9 +304,13 @@ static int one_step(struct refine *f, struct batch *b, struct turn *t, int kind,
         give_back(f, first, here, rows);
         attended_seed(&f->seen, f->tape);
         struct tensor dx = tape_back(f->tape, &l.x);
-        turn_move(b->run, t, &dx, (double)t->a->refine.rate);
+        if (once)
+            turn_move(b->run, t, &dx, (double)t->a->refine.rate);
         rc = done(f, b, peak, err);
+        rc = rc < 0 || once || kind >= 0 ? rc : collect(f, b->run, &dx, first == 0, err);
     }
+    if (!once && rc == 0)
+        rc = move_all(f, b, t, kind, peak, err);
     return rc;
 }
 

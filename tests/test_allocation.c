@@ -167,6 +167,7 @@ Test(allocation, none_after_the_first_step)
                                           "router",
                                           "freefuse",
                                           "clora:rate=5,extra=1",
+                                          "clora:memory=least",
                                           "composer:rate=5",
                                           "regions"};
     struct fixture f;

@@ -145,6 +145,23 @@ Test(compose, attend_where_nothing_is_divided_is_merge)
     fixture_close(&f);
 }
 
+/* All adapters' parts and the base's sum up to 1. */
+static void check_parts(const struct generator *g, int adapters)
+{
+    int h, w;
+    const float *part[4];
+    for (int i = 0; i <= adapters; i++)
+        cr_assert(part[i] = generator_mask(g, 0, i, &h, &w));
+    for (int p = 0; p < h * w; p++) {
+        float sum = 0;
+        for (int i = 0; i <= adapters; i++) {
+            cr_expect(part[i][p] >= 0 && part[i][p] <= 1);
+            sum += part[i][p];
+        }
+        cr_expect_float_eq(sum, 1, 1e-6);
+    }
+}
+
 /* Each adapter's pass counts in its part alone: one step with places that are given, and where the second's are not nothing
  * of it is seen, to the bit. Parts that follow from words sum up to 1, and moving the picture changes it. */
 Test(compose, clora_has_parts)
@@ -178,6 +195,7 @@ Test(compose, clora_has_parts)
         cr_assert_eq(generator_prepare(g, &p, 1, NULL, &err), 0, "%s", err.msg);
         cr_assert_eq(generator_run(g, &im, NULL, NULL, &err), 0, "%s", err.msg);
         const float *z = generator_latent(g, 0, &n);
+        check_parts(g, 2);
         size_t row = n / (size_t)(im.h / f.m->vae->factor);
         for (size_t i = 0; i < n && turn; i++) {
             bool is_left = i % row < row / 4;
@@ -191,7 +209,14 @@ Test(compose, clora_has_parts)
         generator_close(g);
     }
     free(first);
-    struct made still = make(&f, "clora:every=0", 3, false), moved = make(&f, "clora", 3, false);
+    struct made still = make(&f, "clora:every=0", 3, false), moved = make(&f, "clora", 3, false),
+                far = make(&f, "clora:rate=2000,maps=both", 3, false),
+                apart = make(&f, "clora:rate=2000,maps=both,memory=least", 3, false);
+    cr_expect_gt(test_error(far.latent, still.latent, still.n), 1e-2);
+    cr_expect_lt(test_error(apart.latent, far.latent, far.n), 1e-4, "one by one is the same");
+    cr_expect_gt(apart.flops, far.flops);
+    free(far.latent);
+    free(apart.latent);
     cr_expect_eq(still.passes, moved.passes);
     cr_expect_gt(moved.flops, still.flops);
     cr_expect_gt(test_error(moved.latent, still.latent, still.n), 1e-5);
