@@ -81,7 +81,7 @@ int areas_open(struct areas **out, struct passes *of, struct err *err)
     a->of = of;
     for (int i = 0; i < uses && rc == 0; i++) {
         const struct use *u = &of->p->use[i];
-        if (!u->where && !(u->words && of->compose->strategy->probe))
+        if (!u->where && !(u->words && *u->words && of->compose->strategy->probe))
             continue;
         if (a->n == REGIONS_MAX)
             return err_set(err, ERR_ARG, "%s: a picture has at most %d regions",

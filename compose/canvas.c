@@ -82,7 +82,7 @@ static int start_compose(struct canvas *c, struct err *err)
                                               .part = u->part,
                                               .match = u->match,
                                               .high = u->high,
-                                              .placed = u->words || u->where,
+                                              .placed = (u->words && *u->words) || u->where,
                                               .boxed = u->where != NULL,
                                               .from = u->from,
                                               .to = u->to};

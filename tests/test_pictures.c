@@ -222,6 +222,9 @@ Test(compose, clora_has_parts)
     cr_expect_gt(test_error(moved.latent, still.latent, still.n), 1e-5);
     free(still.latent);
     free(moved.latent);
+    f.use[0].words = f.use[1].words = "";
+    cr_expect(same(&f, "clora", 2, "merge", 2), "who has no words is meant for the whole picture");
+    cr_expect(same(&f, "composer", 2, "merge", 2));
     fixture_close(&f);
 }
 
