@@ -66,7 +66,8 @@ static void write_values(const struct attended *a, int first, int n, size_t keys
     memset(a->host, 0, (size_t)a->rows * keys * c * sizeof *a->host);
     for (size_t row = 0; row < (size_t)a->rows; row++)
         for (int i = 0; i < n; i++) {
-            size_t key = (size_t)(a->key ? a->key[first + i] : first + i);
+            size_t of = a->rows_a_key ? row / (size_t)a->rows_a_key * (size_t)a->n : 0;
+            size_t key = (size_t)(a->key ? a->key[of + (size_t)(first + i)] : first + i);
             for (size_t e = (size_t)i; e < c && key < keys; e += d)
                 a->host[(row * keys + key) * c + e] = 1;
         }

@@ -24,10 +24,12 @@
 enum { ATTENDED_SELF = -2 };
 
 struct attended {
-    int level;      /* of the UNet, counted from 0, whose attentions count */
-    int first;      /* and none before this cross attention, or beside it */
-    int region;     /* whose keys: a region's, the whole picture's text (-1), or ATTENDED_SELF */
-    const int *key; /* [n]; NULL: all there are. Kept by the caller */
+    int level;  /* of the UNet, counted from 0, whose attentions count */
+    int first;  /* and none before this cross attention, or beside it */
+    int region; /* whose keys: a region's, the whole picture's text (-1), or ATTENDED_SELF */
+    const int *
+        key; /* [n], or [rows / rows_a_key, n]; -1: none, its map is 0; NULL: all there are. Kept by the caller */
+    int rows_a_key; /* 0: all rows have the same keys; else so many rows after one another */
     int n;          /* found while measuring where key is NULL */
 
     int rows, h, w, layers;

@@ -407,7 +407,7 @@ static void take_part(struct run *r, const struct turn *t, const struct place *p
     int parts = q->placed ? parts_in(t->of, t->a, p->row) : 0;
     if (parts < 2)
         return;
-    struct mask *m = refine_part(t->of->refine, q->n_act ? t->a->act[q->act0].adapter : -1);
+    struct mask *m = refine_part(t->of->refine, q->owner);
     const struct share share = {
         .width = row->c, .s = (float)parts, .at = mask_at(m, row->h, row->w, false, &r->err)};
     op_scale(r, row, 1, &share);

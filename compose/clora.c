@@ -37,6 +37,7 @@ static void plan(const struct compose *c, const struct compose_now *now, const i
             continue;
         struct pass *p = action_pass(a, 1.0 / parts);
         p->placed = parts > 1;
+        p->owner = i < 0 ? -1 : here[i];
         p->slot = i < 0 ? c->facts.n_adapter : here[i];
         if (i >= 0)
             action_act(a, here[i], 1);
@@ -66,6 +67,7 @@ const struct compose_strategy strategy_clora = {
         "the "
         "same prompt.",
     .words = true,
+    .variants = true,
     .option =
         (const struct compose_option[]){
             {"preset", "the authors' settings instead of all below", 0, 0, 2, presets, true},

@@ -95,7 +95,8 @@ struct pass {
      * their places, or not at all; alone: and self attention is kept to them. */
     enum { REGIONS_NONE, REGIONS_PLACED, REGIONS_CROSS } regions;
     bool alone;
-    /* Its output counts where its first act's adapter has its part, without acts where the base has (refine.h). */
+    /* Its output counts where adapter `owner` has its part, -1: where the base has (refine.h). */
+    int owner;
     bool placed;
 };
 
@@ -143,6 +144,7 @@ struct compose_strategy {
     bool weighs;       /* wants to know part and match */
     bool words;        /* and the adapters' words */
     bool regions;      /* adapters have regions (areas.h) */
+    bool variants;     /* each pass sees its own adapter's trigger alone (variants.h) */
     /* Steps of a first phase, whose picture is thrown away; NULL: none. */
     int (*probe)(const struct compose *c);
     const struct compose_option *option; /* ends with key NULL; NULL: none of its own */

@@ -412,6 +412,11 @@ const float *generator_words(const struct generator *g, int i, int adapter, int 
     return p->maps ? maps_attended(p->maps, adapter, h, w) : NULL;
 }
 
+const struct passes *generator_passes(const struct generator *g, int i)
+{
+    return &g->canvas[i].passes;
+}
+
 const float *generator_latent(const struct generator *g, int i, size_t *n)
 {
     *n = tensor_count(&g->canvas[i].slot[SLOT_X]);

@@ -44,6 +44,7 @@ struct use {
     double high; /* share of high frequencies in what it draws (profile.h); NAN: not measured */
 };
 
+struct passes;
 struct picture {
     const struct prompt *prompt, *negative; /* kept until generator_run returns; neither is NULL */
     struct words *words;                    /* textual inversions for both, kept as long, or NULL */
@@ -107,6 +108,8 @@ int generator_run(struct generator *g, struct image *im, generate_progress *prog
 const float *generator_mask(const struct generator *g, int i, int adapter, int *h, int *w);
 /* How much each place attended to the adapter's words, [*h, *w], the most 1; borrowed; NULL: nobody looked. */
 const float *generator_words(const struct generator *g, int i, int adapter, int *h, int *w);
+/* How picture i was planned (passes.h); borrowed likewise. */
+const struct passes *generator_passes(const struct generator *g, int i);
 /* The latent of picture i as it came out, [h*w, channels], before decoding; borrowed. Within progress, after
  * generator_look: as it stands. */
 const float *generator_latent(const struct generator *g, int i, size_t *n);

@@ -1,7 +1,5 @@
 #include "maps.h"
 
-#include "areas.h"
-
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -126,16 +124,16 @@ static int mark_group(struct maps *m, const struct conditions *cond, struct word
     return 0;
 }
 
-/* Adapter i's words in one text: the first of its groups, a line each, that is there. */
-static int mark_words(struct maps *m, const struct conditions *cond, const struct picture *p,
-                      int text, int i, bool *any, struct err *err)
+/* Adapter i's words in one text: the first of these groups, a line each, that is there. */
+static int mark_words(struct maps *m, const struct conditions *cond, struct words *words, int text,
+                      int i, const char *groups, bool *any, struct err *err)
 {
     bool found = false;
     int rc = 0;
-    for (const char *g = p->use[i].words; g && *g && !found && rc == 0;) {
+    for (const char *g = groups; g && *g && !found && rc == 0;) {
         size_t len = strcspn(g, "\n");
         char *one = strndup(g, len);
-        rc = one ? mark_group(m, cond, p->words, text, i, one, &found, err) : err_nomem(err, len);
+        rc = one ? mark_group(m, cond, words, text, i, one, &found, err) : err_nomem(err, len);
         free(one);
         g += len + (g[len] == '\n');
     }
@@ -143,9 +141,15 @@ static int mark_words(struct maps *m, const struct conditions *cond, const struc
     return rc;
 }
 
+int maps_say(struct maps *m, const struct conditions *cond, int text, int i, const char *groups,
+             struct err *err)
+{
+    bool any = false;
+    return mark_words(m, cond, m->p->words, text, i, groups, &any, err);
+}
+
 int maps_open(struct maps **out, const struct model *m, const struct picture *p,
-              const struct conditions *cond, const struct compose_strategy *how,
-              const struct areas *areas, struct err *err)
+              const struct conditions *cond, const struct compose_strategy *how, struct err *err)
 {
     struct maps *a = calloc(1, sizeof *a);
     int rc = a ? 0 : err_nomem(err, sizeof *a);
@@ -169,10 +173,7 @@ int maps_open(struct maps **out, const struct model *m, const struct picture *p,
     for (int i = 0; i < a->n && rc == 0; i++) {
         bool any = p->use[i].where;
         for (int k = 0; k < cond->n_own && rc == 0 && !p->use[i].where; k++)
-            rc = mark_words(a, cond, p, k, i, &any, err);
-        int own = areas ? areas_of(areas, i) : -1;
-        if (rc == 0 && own >= 0)
-            rc = mark_words(a, cond, p, areas->text[own], i, &any, err);
+            rc = mark_words(a, cond, p->words, k, i, p->use[i].words, &any, err);
         if (rc == 0 && any)
             rc = mask_new(&a->mask[i], m->dev, err);
         for (int k = 0; k < ROUTE_LEVELS && rc == 0 && how->routes && divides(a, i); k++)

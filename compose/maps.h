@@ -43,19 +43,20 @@
 
 enum { MAPS_PLACES = 1024, MAPS_MOST = 4 };
 
-struct areas;
 struct maps;
 /* p and cond are kept until maps_close. how: the strategy; if it has gates the masks are
- * w, not how much acts. areas: whose texts each have the words of one adapter; or NULL. */
+ * w, not how much acts. */
 int maps_open(struct maps **out, const struct model *m, const struct picture *p,
-              const struct conditions *cond, const struct compose_strategy *how,
-              const struct areas *areas, struct err *err);
+              const struct conditions *cond, const struct compose_strategy *how, struct err *err);
 void maps_close(struct maps *m);
 /* Where the picture's i-th adapter acts in a pass that attends to words, or not; NULL: everywhere. */
 struct mask *maps_mask(const struct maps *m, int i, bool attends);
 /* Its w, and that where it is routed at a level; NULL: 0, not routed. */
 struct mask *maps_words(const struct maps *m, int i);
 struct mask *maps_routed(const struct maps *m, int i, enum route_level level);
+/* By which words adapter i is to be found in a text that is no row's, as use.words has them. */
+int maps_say(struct maps *m, const struct conditions *cond, int text, int i, const char *groups,
+             struct err *err);
 /* Which of a text's tokens are adapter i's words: 1 each, [*n], borrowed. */
 const unsigned char *maps_tokens(const struct maps *m, int text, int i, int *n);
 /* Forgets all steps: masks are 1 again, or what was given. */

@@ -5,6 +5,7 @@
 #include "layout.h"
 #include "maps.h"
 #include "refine.h"
+#include "variants.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -63,7 +64,17 @@ static const struct tensor *text_in(const struct passes *p, const struct action 
 const struct tensor *passes_text(const struct passes *p, const struct action *a, int pass, int row,
                                  int step)
 {
-    return text_in(p, a, pass, row, -1, conditions_at(p->cond, row, step));
+    return text_in(p, a, pass, row, -1, passes_words(p, a, pass, row, step));
+}
+
+int passes_words(const struct passes *p, const struct action *a, int pass, int row, int step)
+{
+    const struct pass *q = &a->pass[pass];
+    if (!p->variants || !q->placed || passes_half(p, row) == HALF_UNCOND)
+        return conditions_at(p->cond, row, step);
+    int own = q->owner < 0 ? p->variants->n : q->owner;
+    return p->variants->text[own] == p->variants->plain ? conditions_at(p->cond, row, step)
+                                                        : p->variants->text[own];
 }
 
 const struct tensor *passes_area_text(const struct passes *p, const struct action *a, int pass,
@@ -156,6 +167,24 @@ static bool is_placed(const struct picture *p)
     return any;
 }
 
+/* Maps, and whose words stand in the texts that are no row's. */
+static int open_maps(struct passes *p, struct err *err)
+{
+    const struct variants *v = p->variants;
+    int rc = maps_open(&p->maps, p->m, p->p, p->cond, p->compose->strategy, err);
+    for (int i = 0; p->areas && i < p->areas->n && rc == 0; i++)
+        rc = maps_say(p->maps, p->cond, p->areas->text[i], p->areas->adapter[i],
+                      p->p->use[p->areas->adapter[i]].words, err);
+    for (int k = 0; v && k <= v->n && rc == 0; k++)
+        for (int i = 0; i < v->n && v->text[k] != v->plain && rc == 0; i++) {
+            const char *own = variants_words(v, v->text[k], i);
+            rc = p->p->use[i].where ? 0
+                                    : maps_say(p->maps, p->cond, v->text[k], i,
+                                               own ? own : p->p->use[i].words, err);
+        }
+    return rc;
+}
+
 static int note(struct passes *p, const struct action *a, int eval, struct err *err)
 {
     int rows = 0, rc = 0;
@@ -164,7 +193,7 @@ static int note(struct passes *p, const struct action *a, int eval, struct err *
             rows += passes_run(p, &a->pass[i], k);
         bool looks = a->pass[i].attend.sharp > 0 || is_placed(p->p) || a->refine.how;
         if (looks && !p->maps)
-            rc = maps_open(&p->maps, p->m, p->p, p->cond, p->compose->strategy, p->areas, err);
+            rc = open_maps(p, err);
     }
     if (rc == 0 && a->refine.how == REFINE_CONTRAST && !p->refine)
         rc = refine_open(&p->refine, p, err);
@@ -212,6 +241,8 @@ int passes_plan(struct passes *p, struct err *err)
         return err_nomem(err, (size_t)n * sizeof *p->which);
     if (how->regions && p->p->n_use) /* before anything counts texts */
         rc = areas_open(&p->areas, p, err);
+    if (how->variants && p->p->n_use)
+        rc = variants_open(&p->variants, p, err);
     for (int i = 0; i < n && rc == 0; i++) {
         passes_next(p, i, &a);
         rc = note(p, &a, i, err);
@@ -316,6 +347,7 @@ void passes_release(struct passes *p)
     refine_close(p->refine);
     layout_close(p->layout);
     areas_close(p->areas);
+    variants_close(p->variants);
     maps_close(p->maps);
     free(p->kind);
     free(p->which);

@@ -43,6 +43,7 @@ struct passes {
     struct refine *refine; /* likewise */
     struct areas *areas;
     struct layout *layout;
+    struct variants *variants;
     struct text_set *set;
     int n_set, n_slot, rows; /* rows: of an action at most */
 
@@ -71,6 +72,8 @@ bool passes_run(const struct passes *p, const struct pass *q, int row);
 /* What a row of an action looks at in a step. */
 const struct tensor *passes_text(const struct passes *p, const struct action *a, int pass, int row,
                                  int step);
+/* Which of the texts that is. */
+int passes_words(const struct passes *p, const struct action *a, int pass, int row, int step);
 /* What it looks at in one of its regions (areas.h). */
 const struct tensor *passes_area_text(const struct passes *p, const struct action *a, int pass,
                                       int row, int step, int area);

@@ -15,9 +15,11 @@ struct refine {
     struct passes *of;
     struct tape *tape;
     struct attended seen;
-    int *key, *label, n_key; /* of the text in hand: tokens, and whose each is */
-    int most;                /* keys of a text */
-    float *map, *back;       /* [passes, keys, places] */
+    int *key, *label,
+        n_key; /* [passes, keys] of the texts in hand: tokens, and whose each is; -1: nobody's */
+    float *map, *back;         /* [passes, keys, places] */
+    float *own_map, *own_back; /* of those that are somebody's, close together */
+    int *own_label;
     size_t room;
     float *sum, *rows;             /* of gradients; of those of a batch */
     double *sums;                  /* the loss's own room */
@@ -29,20 +31,37 @@ struct refine {
 
 /* ---- opening --------------------------------------------------------------------------------- */
 
-/* The tokens of all adapters in a text. */
-static void find_keys(struct refine *f, int text)
+/* The condition that says what the picture is of; its words are looked for. */
+static int main_row(const struct passes *p)
 {
+    return p->guided ? 1 : 0;
+}
+
+/* The tokens of all adapters in each pass's text, as many for all: where one has fewer, -1, which is nobody's. */
+static void find_keys(struct refine *f, const struct turn *t)
+{
+    const struct passes *of = f->of;
     f->n_key = 0;
-    for (int i = 0; i < f->of->p->n_use; i++) {
-        int n;
-        const unsigned char *owns = maps_tokens(f->of->maps, text, i, &n);
-        for (int j = 0; j < n; j++)
-            if (owns[j]) {
-                f->key[f->n_key] = j;
-                f->label[f->n_key++] = i;
+    for (int turn = 0; turn < 2; turn++)
+        for (int p = 0; p < t->a->n_pass; p++) {
+            int text = passes_words(of, t->a, p, main_row(of), t->step), k = 0;
+            for (int i = 0; i < of->p->n_use; i++) {
+                int n;
+                const unsigned char *owns = maps_tokens(of->maps, text, i, &n);
+                for (int j = 0; j < n; j++) {
+                    if (!owns[j])
+                        continue;
+                    if (turn) {
+                        f->key[p * f->n_key + k] = j;
+                        f->label[p * f->n_key + k] = i;
+                    }
+                    k++;
+                }
             }
-    }
-    f->seen.key = f->key;
+            for (; turn && k < f->n_key; k++)
+                f->key[p * f->n_key + k] = f->label[p * f->n_key + k] = -1;
+            f->n_key = k > f->n_key ? k : f->n_key;
+        }
     f->seen.n = f->n_key;
 }
 
@@ -58,16 +77,17 @@ int refine_open(struct refine **out, struct passes *of, struct err *err)
     f->of = of;
     f->seen.region = -1;
     memset(f->own, -1, sizeof f->own);
-    f->most = c->n_chunk * c->length * n;
-    f->key = malloc((size_t)f->most * sizeof *f->key);
-    f->label = malloc((size_t)f->most * sizeof *f->label);
+    size_t most = (size_t)(c->n_chunk * c->length) * (size_t)n;
+    f->key = malloc(most * sizeof *f->key);
+    f->label = malloc(most * sizeof *f->label);
+    f->own_label = malloc(most * sizeof *f->label);
     f->part = calloc((size_t)n, sizeof *f->part);
     size_t z = (size_t)h * (size_t)w * (size_t)of->m->vae->latent;
     f->sum = malloc((1 + BATCH_ROWS) * z * sizeof *f->sum);
     f->rows = f->sum ? f->sum + z : NULL;
-    int rc = f->key && f->label && f->part && f->sum
+    int rc = f->key && f->label && f->own_label && f->part && f->sum
                  ? tape_new(&f->tape, err)
-                 : err_nomem(err, (size_t)f->most * sizeof *f->key);
+                 : err_nomem(err, most * sizeof *f->key);
     for (int i = 0; i < n && rc == 0; i++) {
         rc = mask_new(&f->part[i], of->m->dev, err);
         if (rc == 0 && !mask_at(f->part[i], h, w, true, err))
@@ -86,6 +106,7 @@ void refine_close(struct refine *f)
     attended_release(&f->seen);
     free(f->key);
     free(f->label);
+    free(f->own_label);
     free(f->map);
     free(f->part);
     free(f->values);
@@ -123,12 +144,6 @@ static void saw(void *user, struct run *r, int cross, int region, const struct t
         attended_see(&f->seen, r, q, k, how);
 }
 
-/* The condition that says what the picture is of; its words are looked for. */
-static int main_row(const struct passes *p)
-{
-    return p->guided ? 1 : 0;
-}
-
 /* Rows of a pass: its negative and its prompt, or that alone. */
 static int rows_of(const struct refine *f, const struct turn *t)
 {
@@ -155,6 +170,8 @@ static void look(struct refine *f, struct batch *b, struct turn *t, int first, i
             at[rows++] = (struct place){t, i, main_row(f->of) - k};
     l->watch = (struct map_watch){
         .saw = saw, .user = f, .until = attended_until(f->of->m->unet, f->seen.level)};
+    f->seen.key = f->key + first * f->n_key;
+    f->seen.rows_a_key = rows_of(f, t);
     attended_begin(&f->seen, rows);
     batch_look(b, at, rows, l);
     attended_end(&f->seen);
@@ -176,14 +193,15 @@ static int make_room(struct refine *f, int passes, struct err *err)
            parts = (size_t)(f->of->p->n_use + 1) * places;
     if (n * places <= f->room && f->values)
         return 0;
-    int rc = grow(&f->map, (2 * n * places + 1) * sizeof *f->map, err);
+    int rc = grow(&f->map, (4 * n * places + 1) * sizeof *f->map, err);
     rc = rc < 0 ? rc : grow(&f->values, parts * sizeof *f->values, err);
-    rc = rc < 0 ? rc : grow(&f->label, ((size_t)f->most + n) * sizeof *f->label, err);
     rc = rc < 0 ? rc : grow(&f->sums, contrast_room((int)n, places) * sizeof *f->sums, err);
     if (rc < 0)
         return rc;
     memset(f->values, 0, parts * sizeof *f->values);
     f->back = f->map + n * places;
+    f->own_map = f->back + n * places;
+    f->own_back = f->own_map + n * places;
     f->room = n * places;
     return 0;
 }
@@ -210,12 +228,25 @@ static void give_back(struct refine *f, int first, int n, int rows)
                 f->back[(size_t)(first + i / rows) * one + p] / (float)rows;
 }
 
+/* Maps that are nobody's are left out, and come back as 0. */
 static void contrast(struct refine *f, int passes)
 {
-    size_t places = (size_t)f->seen.h * (size_t)f->seen.w;
-    for (int i = f->n_key; i < passes * f->n_key; i++)
-        f->label[i] = f->label[i % f->n_key];
-    contrast_loss(f->map, f->label, passes * f->n_key, places, TAU, f->back, f->sums);
+    size_t places = (size_t)f->seen.h * (size_t)f->seen.w, one = places * sizeof *f->map;
+    int all = passes * f->n_key, n = 0;
+    for (int i = 0; i < all; i++)
+        if (f->label[i] >= 0) {
+            memcpy(f->own_map + (size_t)n * places, f->map + (size_t)i * places, one);
+            f->own_label[n++] = f->label[i];
+        }
+    contrast_loss(f->own_map, f->own_label, n, places, TAU, f->own_back, f->sums);
+    n = 0;
+    for (int i = 0; i < all; i++) {
+        float *back = f->back + (size_t)i * places;
+        if (f->label[i] >= 0)
+            memcpy(back, f->own_back + (size_t)n++ * places, one);
+        else
+            memset(back, 0, one);
+    }
 }
 
 /* ---- moving ---------------------------------------------------------------------------------- */
@@ -316,13 +347,12 @@ static int one_step(struct refine *f, struct batch *b, struct turn *t, int kind,
 
 /* ---- parts ----------------------------------------------------------------------------------- */
 
-/* The pass that adapter i acts in, and not all do. */
+/* The pass that is adapter i's, -1: none. */
 static int pass_of(const struct action *a, int adapter)
 {
     for (int i = 0; i < a->n_pass; i++)
-        for (int k = 0; k < a->pass[i].n_act; k++)
-            if (a->pass[i].placed && a->act[a->pass[i].act0].adapter == adapter)
-                return i;
+        if (a->pass[i].placed && a->pass[i].owner == adapter)
+            return i;
     return -1;
 }
 
@@ -363,7 +393,7 @@ static bool mark(const struct refine *f, const struct action *a, int i, float *t
         return true;
     }
     for (int k = 0; k < f->n_key && pass >= 0; k++)
-        if (f->label[k] == i) {
+        if (f->label[pass * f->n_key + k] == i) {
             const float *map = f->map + ((size_t)pass * (size_t)f->n_key + (size_t)k) * places;
             add_word(to, map, places, a->refine.mask, a->refine.most);
             any = true;
@@ -384,7 +414,7 @@ const float *refine_words(struct refine *f, int i, int *h, int *w)
         return NULL;
     memset(f->back, 0, places * sizeof *f->back);
     for (int k = 0; k < f->n_key; k++)
-        for (size_t p = 0; p < places && f->label[k] == i; p++) {
+        for (size_t p = 0; p < places && f->label[f->own[i] * f->n_key + k] == i; p++) {
             f->back[p] += f->map[((size_t)f->own[i] * (size_t)f->n_key + (size_t)k) * places + p];
             most = fmaxf(most, f->back[p]);
         }
@@ -431,7 +461,7 @@ static void get_ready(struct refine *f, const struct turn *t)
     const struct refine_step *s = &t->a->refine;
     f->seen.level = attended_level(f->of->m->unet, s->divide);
     f->seen.first = s->up ? f->of->m->unet->up_cross : 0;
-    find_keys(f, conditions_at(f->of->cond, main_row(f->of), t->step));
+    find_keys(f, t);
 }
 
 int refine_measure(struct refine *f, struct batch *b, struct turn *t, bool prepare, size_t *peak,

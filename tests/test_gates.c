@@ -391,7 +391,7 @@ static void check_routes(struct fixture *f, const struct picture *p, const struc
     const struct attend how = {.sharp = 1, .top = {1, 2, 0}};
     struct maps *m;
     struct err err;
-    cr_assert_eq(maps_open(&m, f->m, p, cond, strategy("router"), NULL, &err), 0, "%s", err.msg);
+    cr_assert_eq(maps_open(&m, f->m, p, cond, strategy("router"), &err), 0, "%s", err.msg);
     cr_expect(!maps_mask(m, 0, true) && maps_words(m, 0) && !maps_words(m, 2));
     look(f, m, &how); /* all sizes are asked for here, since no branch has the masks */
     const float *w[2], *routed[2][ROUTE_LEVELS];
@@ -432,7 +432,7 @@ Test(masks, follow_what_is_attended_to)
     const struct attend how = {.sharp = 4, .leak = .3f, .keep = .5f};
     cr_assert_eq(prompt_read(&prompt, "a red (owl:1.3) beside a castle", &err), 0);
     cr_assert_eq(conditions_parse(&cond, f.m->tokenizer, NULL, 32, &prompt, NULL, 3, &err), 0);
-    cr_assert_eq(maps_open(&m, f.m, &p, &cond, strategy("attend"), NULL, &err), 0, "%s", err.msg);
+    cr_assert_eq(maps_open(&m, f.m, &p, &cond, strategy("attend"), &err), 0, "%s", err.msg);
     cr_expect(maps_mask(m, 0, true) && maps_mask(m, 1, true));
     cr_expect(!maps_mask(m, 2, true), "its words are not there");
     cr_expect(!maps_mask(m, 0, false), "the pass does not attend to words");

@@ -4,6 +4,8 @@
 #include "compose/gatemap.h"
 #include "compose/generate.h"
 #include "compose/influence.h"
+#include "compose/maps.h"
+#include "compose/variants.h"
 #include "store/adapter.h"
 #include "unet/sampler.h"
 #include "util.h"
@@ -142,6 +144,59 @@ Test(compose, attend_where_nothing_is_divided_is_merge)
     fixture_close(&f);
     fixture_open(&f, "a red mushroom");
     cr_expect(same(&f, "attend", 3, "merge", 3));
+    fixture_close(&f);
+}
+
+/* What each pass of clora is told: its own adapter's trigger, of the others the rest, the base of all; who has no trigger of
+ * its own, and prompts that change, stand as they are. Then each text's words are the right ones. */
+Test(compose, clora_has_prompts_of_its_own)
+{
+    static const char *const groups[] = {"zot owl\nzot\nowl", "kra castle\ncastle", "mist"};
+    struct fixture f;
+    struct generator *g;
+    struct picture p;
+    struct err err;
+    struct made alike, apart;
+    fixture_open(&f, "a zot owl on a kra castle in mist");
+    for (int i = 0; i < 3; i++)
+        f.use[i].words = groups[i];
+    picture_init(&p, f.m);
+    p.prompt = &f.prompt;
+    p.negative = &f.negative;
+    p.steps = 3;
+    p.use = f.use;
+    p.n_use = 3;
+    p.compose = "clora";
+    cr_assert_eq(generator_open(&g, f.m, &err), 0);
+    cr_assert_eq(generator_prepare(g, &p, 1, NULL, &err), 0, "%s", err.msg);
+    const struct passes *of = generator_passes(g, 0);
+    const struct variants *v = of->variants;
+    static const char *const want[] = {"a zot owl on a castle in mist",
+                                       "a owl on a kra castle in mist", "a owl on a castle in mist",
+                                       "a owl on a castle in mist"};
+    for (int i = 0; i < 4; i++) {
+        struct tokens t = {0};
+        cr_assert_eq(tokenizer_encode(f.m->tokenizer, want[i], -1, &t, &err), 0);
+        const int32_t *id = of->cond->chunks[v->text[i]].id + 1;
+        for (size_t k = 0; k < t.n; k++)
+            cr_expect_eq(id[k], t.id[k], "%s: token %zu", want[i], k);
+        tokens_release(&t);
+        for (int k = 0; k < 3; k++) {
+            int n, own = 0;
+            const unsigned char *owns = maps_tokens(of->maps, v->text[i], k, &n);
+            for (int j = 0; j < n; j++)
+                own += owns[j];
+            cr_expect_gt(own, 0, "%s has words of %d", want[i], k);
+        }
+    }
+    generator_close(g);
+    apart = make(&f, "clora", 2, false);
+    f.use[0].words = "zot owl";
+    f.use[1].words = "kra castle";
+    alike = make(&f, "clora", 2, false);
+    cr_expect_gt(test_error(apart.latent, alike.latent, alike.n), 1e-4);
+    free(apart.latent);
+    free(alike.latent);
     fixture_close(&f);
 }
 
