@@ -254,11 +254,15 @@ static struct tensor texts(struct fixture *f, int first, int n)
     return t;
 }
 
+static const float *away; /* what is added to the latent, [8, 8, 4], or NULL */
+
 /* The golden's first latent, n times. */
 static struct tensor latents(struct fixture *f, int n)
 {
     size_t count;
     float *v = test_floats(f->in, "unet_square_x", &count);
+    for (int i = 0; i < 256 && away; i++)
+        v[i] += away[i];
     struct tensor t = run_tensor(&f->r, n, 8, 8, 4);
     for (int i = 0; i < n; i++) {
         struct tensor row = tensor_rows(&t, i, 1);
@@ -435,6 +439,14 @@ static void set_regions(struct fixture *f, struct regions *g, struct branch b[2]
     f->r.regions = g;
 }
 
+static double square(const float *v, int n)
+{
+    double s = 0;
+    for (int i = 0; i < n; i++)
+        s += (double)v[i] * (double)v[i];
+    return s;
+}
+
 /* Losses of the golden's maps, or of ours: their gradients into back. */
 static void golden_losses(struct seeing *s, const struct regions *g, const double factor[3],
                           double loss[3])
@@ -469,7 +481,7 @@ static void check_composer(struct fixture *f)
     struct branch b[2];
     struct tensor text[2], y;
     struct err err;
-    float dz[256];
+    float dz[256], self[PLACES * PLACES];
     size_t n;
     struct regions *g = golden_regions(f);
     s.a[0] = (struct attended){.level = 1, .region = 0, .key = first, .n = 2};
@@ -515,14 +527,24 @@ static void check_composer(struct fixture *f)
         e = test_error(dz, want, n);
         cr_expect_leq(e, TORCH, "%s: %g", name[k], e);
         free(want);
+        for (int i = 0; i < PLACES * PLACES; i++)
+            self[i] = s.a[2].map[i % PLACES * PLACES + i / PLACES];
+        float step[256];
+        double before = loss[0] + loss[1] + loss[2], after[3] = {0};
+        for (int i = 0; i < 256; i++) /* 1 % of the way a latent is long */
+            step[i] = -dz[i] * .16f / (float)sqrt(square(dz, 256));
+        away = step;
+        run_reset(&f->r);
+        set_regions(f, g, b, text);
+        pass(f, &s, 1, 0, &watch, NULL, NULL);
+        away = NULL;
+        golden_losses(&s, g, factor, after);
+        cr_expect_lt(after[0] + after[1] + after[2], before, "%s: a step leads down", name[k]);
         for (int i = 0; i < 3 && k == 3; i++)
             cr_expect_float_eq(loss[i], losses[i + 1], MAPS * losses[i + 1], "loss %d: %g, not %g",
                                i, loss[i], losses[i + 1]);
     }
     want = test_floats(f->want, "composer_self", &n);
-    float self[PLACES * PLACES];
-    for (int i = 0; i < PLACES * PLACES; i++)
-        self[i] = s.a[2].map[i % PLACES * PLACES + i / PLACES];
     e = test_error(self, want, n);
     cr_expect_leq(e, MAPS, "self attention: %g", e);
     for (int i = 0; i < PLACES * PLACES; i++)
