@@ -370,7 +370,7 @@ static struct tensor run_rows(struct batch *b, int n, struct look *look)
         tape_begin(look->tape, b->run);
         tape_want(look->tape, &x);
     }
-    return unet_forward(b->m->unet, b->run, &x, b->t, &text, &deep);
+    return unet_forward(b->m->unet, b->run, &x, b->t, &text, look ? NULL : &deep);
 }
 
 void turn_move(struct run *r, struct turn *t, const struct tensor *dx, double rate)

@@ -264,6 +264,25 @@ Test(compose, clora_has_parts)
         generator_close(g);
     }
     free(first);
+    picture_init(&p,
+                 f.m); /* the second step reuses deep features: where is looked at all the same */
+    p.prompt = &f.prompt;
+    p.negative = &f.negative;
+    p.steps = 2;
+    p.use = f.use;
+    p.n_use = 2;
+    p.compose = "clora:deepcache=2";
+    struct image im;
+    int h, w, base = 0;
+    cr_assert_eq(generator_open(&g, f.m, &err), 0);
+    cr_assert_eq(generator_prepare(g, &p, 1, NULL, &err), 0, "%s", err.msg);
+    cr_assert_eq(generator_run(g, &im, NULL, NULL, &err), 0, "%s", err.msg);
+    const float *part = generator_mask(g, 0, 2, &h, &w);
+    for (int i = 0; i < h * w; i++)
+        base += part[i] == 1;
+    cr_expect_lt(base, h * w, "not all is the base's");
+    image_release(&im);
+    generator_close(g);
     struct made still = make(&f, "clora:every=0", 3, false), moved = make(&f, "clora", 3, false),
                 far = make(&f, "clora:rate=2000,maps=both", 3, false),
                 apart = make(&f, "clora:rate=2000,maps=both,memory=least", 3, false);
