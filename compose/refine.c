@@ -37,32 +37,36 @@ static int main_row(const struct passes *p)
     return p->guided ? 1 : 0;
 }
 
-/* The tokens of all adapters in each pass's text, as many for all: where one has fewer, -1, which is nobody's. */
+/* Tokens of adapters' words in a text, into key and label or not (NULL); how many. */
+static int words_of(const struct passes *of, int text, int *key, int *label)
+{
+    int k = 0;
+    for (int i = 0; i < of->p->n_use; i++) {
+        int n;
+        const unsigned char *owns = maps_tokens(of->maps, text, i, &n);
+        for (int j = 0; j < n; j++) {
+            if (!owns[j])
+                continue;
+            if (key) {
+                key[k] = j;
+                label[k] = i;
+            }
+            k++;
+        }
+    }
+    return k;
+}
+
+/* The tokens of all adapters in each pass's text, as many for all and in all steps: where one has fewer, -1, which is
+ * nobody's. */
 static void find_keys(struct refine *f, const struct turn *t)
 {
-    const struct passes *of = f->of;
-    f->n_key = 0;
-    for (int turn = 0; turn < 2; turn++)
-        for (int p = 0; p < t->a->n_pass; p++) {
-            int text = passes_words(of, t->a, p, main_row(of), t->step), k = 0;
-            for (int i = 0; i < of->p->n_use; i++) {
-                int n;
-                const unsigned char *owns = maps_tokens(of->maps, text, i, &n);
-                for (int j = 0; j < n; j++) {
-                    if (!owns[j])
-                        continue;
-                    if (turn) {
-                        f->key[p * f->n_key + k] = j;
-                        f->label[p * f->n_key + k] = i;
-                    }
-                    k++;
-                }
-            }
-            for (; turn && k < f->n_key; k++)
-                f->key[p * f->n_key + k] = f->label[p * f->n_key + k] = -1;
-            f->n_key = k > f->n_key ? k : f->n_key;
-        }
-    f->seen.n = f->n_key;
+    for (int p = 0; p < t->a->n_pass; p++) {
+        int text = passes_words(f->of, t->a, p, main_row(f->of), t->step);
+        int *key = f->key + p * f->n_key, *label = f->label + p * f->n_key;
+        for (int k = words_of(f->of, text, key, label); k < f->n_key; k++)
+            key[k] = label[k] = -1;
+    }
 }
 
 int refine_open(struct refine **out, struct passes *of, struct err *err)
@@ -77,7 +81,12 @@ int refine_open(struct refine **out, struct passes *of, struct err *err)
     f->of = of;
     f->seen.region = -1;
     memset(f->own, -1, sizeof f->own);
-    size_t most = (size_t)(c->n_chunk * c->length) * (size_t)n;
+    for (int k = 0; k < c->n_text; k++) {
+        int words = words_of(of, k, NULL, NULL);
+        f->n_key = words > f->n_key ? words : f->n_key;
+    }
+    f->seen.n = f->n_key;
+    size_t most = (size_t)f->n_key * (size_t)n + 1;
     f->key = malloc(most * sizeof *f->key);
     f->label = malloc(most * sizeof *f->label);
     f->own_label = malloc(most * sizeof *f->label);
