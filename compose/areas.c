@@ -2,6 +2,7 @@
 
 #include "batch.h"
 #include "maps.h"
+#include "relevance.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -9,15 +10,6 @@
 
 /* Of a place that lies in a region not quite, as boxes' edges do. */
 static const float inside = .999f, half = .5f;
-
-/* Where words, [n], stand in a text, whatever the case; NULL: nowhere. */
-static const char *find(const char *text, const char *words, size_t n)
-{
-    for (; n && *text; text++)
-        if (!strncasecmp(text, words, n))
-            return text;
-    return NULL;
-}
 
 /* How long a separator of clauses is that stands here; 0: none does. */
 static size_t separator(const char *p)
@@ -48,7 +40,7 @@ static char *text_of(const struct picture *p, const struct use *u)
     if (!u->where)
         return strdup(prompt);
     for (const char *g = words; *g; g += strcspn(g, "\n"), g += *g == '\n') {
-        const char *at = find(prompt, g, strcspn(g, ",\n"));
+        const char *at = relevance_find(prompt, g, strcspn(g, ",\n"));
         if (at)
             return clause(prompt, at);
     }

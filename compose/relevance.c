@@ -11,10 +11,9 @@
 
 /* ---- words ----------------------------------------------------------------------------------- */
 
-/* Where n characters of word stand in text, between characters that are no letters; NULL: nowhere. */
-static char *find_words(char *text, const char *word, size_t n)
+const char *relevance_find(const char *text, const char *word, size_t n)
 {
-    for (char *p = text; n && *p; p++)
+    for (const char *p = text; n && *p; p++)
         if (!strncasecmp(p, word, n) && (p == text || !isalnum((unsigned char)p[-1])) &&
             !isalnum((unsigned char)p[n]))
             return p;
@@ -29,9 +28,9 @@ char *relevance_without(const char *text, const char *triggers)
         size_t last = n;
         while (last > skip && t[last - 1] == ' ')
             last--;
-        char *p = skip < last ? find_words(out, t + skip, last - skip) : NULL;
+        const char *p = skip < last ? relevance_find(out, t + skip, last - skip) : NULL;
         if (p)
-            memmove(p, p + (last - skip), strlen(p + (last - skip)) + 1);
+            memmove(out + (p - out), p + (last - skip), strlen(p + (last - skip)) + 1);
         t += n + (t[n] == ',');
     }
     return out;

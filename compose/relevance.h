@@ -22,6 +22,8 @@ struct relevance {
  * mean match. Prompts are read as plain text. */
 int relevance_measure(const struct model *m, const char *prompt, const char *const *triggers, int n,
                       struct relevance *out, struct err *err);
+/* Where n characters of words stand in a text, whatever the case, between characters that are no letters; NULL: nowhere. */
+const char *relevance_find(const char *text, const char *words, size_t n);
 /* text without the words of `triggers`, each group at its first place, whatever the case. A new string. */
 char *relevance_without(const char *text, const char *triggers);
 

@@ -1,17 +1,10 @@
 #include "variants.h"
 
+#include "relevance.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-
-/* Where words, [n], stand in a text, whatever the case; NULL: nowhere. */
-static char *find(const char *text, const char *words, size_t n)
-{
-    for (; n && *text; text++)
-        if (!strncasecmp(text, words, n))
-            return (char *)text;
-    return NULL;
-}
 
 /* Whether s[0..n) is one of the groups. */
 static bool is_group(const char *groups, const char *s, size_t n)
@@ -28,7 +21,7 @@ static int find_trigger(struct variants *v, int i, const char *prompt, const cha
 {
     for (const char *g = groups; g && *g; g += strcspn(g, "\n"), g += *g == '\n') {
         size_t n = strcspn(g, "\n");
-        if (!find(prompt, g, n))
+        if (!relevance_find(prompt, g, n))
             continue;
         for (size_t k = 1; k + 1 < n; k++) {
             if (g[k] != ' ' || !is_group(groups, g + k + 1, n - k - 1))
@@ -49,10 +42,10 @@ static char *text_of(const struct variants *v, const char *prompt, int but)
     for (int i = 0; text && i < v->n; i++) {
         if (i == but || !v->whole[i])
             continue;
-        char *at = find(text, v->whole[i], strlen(v->whole[i]));
+        const char *at = relevance_find(text, v->whole[i], strlen(v->whole[i]));
         size_t cut = strlen(v->whole[i]) - strlen(v->rest[i]);
         if (at)
-            memmove(at, at + cut, strlen(at + cut) + 1);
+            memmove(text + (at - text), at + cut, strlen(at + cut) + 1);
     }
     return text;
 }

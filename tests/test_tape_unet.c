@@ -98,29 +98,48 @@ Test(tape_unet, as_torch)
     check_unet("cpu", ISA_BEST);
 }
 
+/* A loss of x, and into dx its gradient. */
+typedef double loss_fn(const float *x, float *dx);
+
+/* The gradient into want, [n], on ref64, and along a line what differences say: 1e-5. x becomes such that steps are exact. */
+static void check_line(loss_fn *loss, float *x, float *want, size_t n)
+{
+    const double step = 1.0 / 4096;
+    double side[2], along = 0;
+    float *near = malloc(2 * n * sizeof *near);
+    for (size_t i = 0; i < n; i++)
+        x[i] = rintf(x[i] * 4096) / 4096;
+    loss(x, want);
+    for (int s = 0; s < 2; s++) {
+        for (size_t i = 0; i < n; i++)
+            near[i] = x[i] + (float)((s ? -step : step) * (double)((int)(i * 7 % 5) - 2));
+        side[s] = loss(near, near + n);
+    }
+    for (size_t i = 0; i < n; i++)
+        along += (double)want[i] * (double)((int)(i * 7 % 5) - 2);
+    double found = (side[0] - side[1]) / (2 * step);
+    cr_expect_leq(fabs(found - along), 1e-5 * fabs(found), "along a line %g, by differences %g",
+                  along, found);
+    free(near);
+}
+
+static double plain64(const float *x, float *dx)
+{
+    struct fixture f;
+    fixture_open(&f, "ref64", ISA_PLAIN, GOLDEN);
+    double loss = unet_back(&f, x, dx);
+    fixture_close(&f);
+    return loss;
+}
+
 Test(tape_unet, by_differences)
 {
     struct fixture f;
     size_t n;
-    double side[2], along = 0;
-    const double step = 1.0 / 4096;
-    fixture_open(&f, "ref64", ISA_PLAIN, GOLDEN);
-    float *x = test_floats(f.in, "unet_square_x", &n), *near = malloc(n * sizeof *near),
-          *dx = malloc(n * sizeof *dx);
-    for (size_t i = 0; i < n; i++)
-        x[i] = rintf(x[i] * 4096) / 4096;
-    unet_back(&f, x, dx);
-    for (int s = 0; s < 2; s++) {
-        for (size_t i = 0; i < n; i++)
-            near[i] = x[i] + (float)((s ? -step : step) * (double)((int)(i * 7 % 5) - 2));
-        side[s] = unet_back(&f, near, NULL);
-    }
-    for (size_t i = 0; i < n; i++)
-        along += (double)dx[i] * (double)((int)(i * 7 % 5) - 2);
-    double found = (side[0] - side[1]) / (2 * step);
-    cr_expect_leq(fabs(found - along), 1e-5 * fabs(found), "along a line %g, by differences %g",
-                  along, found);
-    free(x), free(near), free(dx);
+    fixture_open(&f, "cpu", ISA_BEST, GOLDEN);
+    float *x = test_floats(f.in, "unet_square_x", &n), *dx = malloc(n * sizeof *dx);
+    check_line(plain64, x, dx, n);
+    free(x), free(dx);
     fixture_close(&f);
 }
 
@@ -180,38 +199,28 @@ static double gated(const char *backend, enum isa isa, const float *x, float *dx
     return loss;
 }
 
+static double gated64(const float *x, float *dx)
+{
+    return gated("ref64", ISA_PLAIN, x, dx);
+}
+
 Test(tape_unet, gates_by_differences)
 {
     static const enum isa isas[] = {ISA_PLAIN, ISA_AVX2, ISA_BEST};
     struct fixture f;
     size_t n;
-    double side[2], along = 0;
-    const double step = 1.0 / 4096;
     fixture_open(&f, "cpu", ISA_BEST, GOLDEN);
-    float *x = test_floats(f.in, "unet_square_x", &n), *near = malloc(n * sizeof *near),
-          *want = malloc(n * sizeof *want), *got = malloc(n * sizeof *got),
-          *open = malloc(n * sizeof *open);
-    for (size_t i = 0; i < n; i++)
-        x[i] = rintf(x[i] * 4096) / 4096;
-    unet_back(&f, x, open);
-    gated("ref64", ISA_PLAIN, x, want);
-    for (int s = 0; s < 2; s++) {
-        for (size_t i = 0; i < n; i++)
-            near[i] = x[i] + (float)((s ? -step : step) * (double)((int)(i * 7 % 5) - 2));
-        side[s] = gated("ref64", ISA_PLAIN, near, got);
-    }
-    for (size_t i = 0; i < n; i++)
-        along += (double)want[i] * (double)((int)(i * 7 % 5) - 2);
-    double found = (side[0] - side[1]) / (2 * step);
-    cr_expect_leq(fabs(found - along), 1e-5 * fabs(found), "along a line %g, by differences %g",
-                  along, found);
-    cr_expect_gt(test_error(open, want, n), .01, "adapters and their gates change it");
+    float *x = test_floats(f.in, "unet_square_x", &n), *want = malloc(n * sizeof *want),
+          *got = malloc(n * sizeof *got);
+    check_line(gated64, x, want, n);
+    unet_back(&f, x, got);
+    cr_expect_gt(test_error(got, want, n), .01, "adapters and their gates change it");
     for (int i = 0; i < 3; i++) {
         gated("cpu", isas[i], x, got);
         double e = test_error(got, want, n);
         cr_expect_leq(e, TORCH, "cpu/%d: %g", (int)isas[i], e);
     }
-    free(x), free(near), free(want), free(got), free(open);
+    free(x), free(want), free(got);
     fixture_close(&f);
 }
 
