@@ -15,9 +15,37 @@
 
 int batch_room(struct batch *b, int rows, int n_layer, struct err *err)
 {
+    free(b->todo);
+    free(b->layer);
     b->todo = calloc((size_t)rows + 1, sizeof *b->todo);
     b->layer = calloc((size_t)n_layer, sizeof *b->layer);
     return b->todo && b->layer ? 0 : err_nomem(err, (size_t)rows * sizeof *b->todo);
+}
+
+void batch_drop(struct batch *b, const struct adapter *a)
+{
+    int n = 0;
+    for (int i = 0; i < b->n_joint; i++) {
+        bool has = false;
+        for (int k = 0; k < b->joint[i]->n; k++)
+            has = has || b->joint[i]->adapter[k] == a;
+        if (has)
+            joint_free(b->joint[i]);
+        else
+            b->joint[n++] = b->joint[i];
+    }
+    b->n_joint = n;
+    n = 0;
+    for (int i = 0; i < b->n_common; i++) {
+        bool has = false;
+        for (int k = 0; k < b->common[i].n; k++)
+            has = has || b->common[i].of[k] == a;
+        if (has)
+            adapter_free(b->common[i].a);
+        else
+            b->common[n++] = b->common[i];
+    }
+    b->n_common = n;
 }
 
 void batch_release(struct batch *b)

@@ -75,8 +75,10 @@ struct look {
 void turn_move(struct run *r, struct turn *t, const struct tensor *dx, double rate);
 void batch_look(struct batch *b, const struct place *at, int n, struct look *l);
 
-/* rows: of all turns at once, at most; n_layer: of their texts. */
+/* rows: of all turns at once, at most; n_layer: of their texts. May be asked again. */
 int batch_room(struct batch *b, int rows, int n_layer, struct err *err);
+/* Forgets what was made of sets with an adapter that is about to go. */
+void batch_drop(struct batch *b, const struct adapter *a);
 void batch_release(struct batch *b);
 /* The same passes without computing: measured, or with prepare made ready. *peak becomes what they take at
  * most, *flops grows by what they cost. */

@@ -10,15 +10,25 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* A picture in hand, or room for one. */
+struct slot {
+    struct canvas canvas;
+    struct run keep;   /* what lives as long as the picture */
+    size_t keep_bytes; /* what it needs of that */
+    int eval;          /* evaluations that are over */
+    int ran;           /* the kind of the last, -1: none */
+    bool used;
+};
+
 struct generator {
     const struct model *m;
-    struct run pass;               /* one forward pass at a time */
-    struct run keep;               /* what lives as long as the pictures */
-    size_t pass_bytes, keep_bytes; /* what the prepared pictures need of them */
-    struct canvas *canvas;         /* [n], the pictures in hand */
+    struct run pass;    /* one forward pass at a time */
+    size_t pass_bytes;  /* what the pictures in hand need of it */
+    struct slot **slot; /* [n]; they stay where they are */
     int n;
     struct turn *turn; /* [n] of those that are not done */
     struct batch batch;
+    bool changed; /* others are in hand than at the last step */
 
     struct use *folded; /* the adapters in the folded weights */
     int n_folded;
@@ -34,20 +44,23 @@ int generator_open(struct generator **out, const struct model *m, struct err *er
         return err_nomem(err, sizeof *g);
     g->m = m;
     run_init(&g->pass, m->dev);
-    run_init(&g->keep, m->dev);
     return 0;
 }
 
+static void empty(struct slot *s)
+{
+    if (s->used)
+        canvas_release(&s->canvas);
+    s->used = false;
+}
+
+/* Their memory stays. */
 static void forget_pictures(struct generator *g)
 {
-    for (int i = 0; g->canvas && i < g->n; i++)
-        canvas_release(&g->canvas[i]);
+    for (int i = 0; i < g->n; i++)
+        empty(g->slot[i]);
     batch_release(&g->batch);
-    free(g->canvas);
-    free(g->turn);
-    g->canvas = NULL;
-    g->turn = NULL;
-    g->n = 0;
+    g->pass_bytes = 0;
     g->ready = false;
 }
 
@@ -74,8 +87,13 @@ void generator_close(struct generator *g)
     if (!g)
         return;
     generator_forget(g);
+    for (int i = 0; i < g->n; i++) {
+        run_release(&g->slot[i]->keep);
+        free(g->slot[i]);
+    }
     run_release(&g->pass);
-    run_release(&g->keep);
+    free(g->slot);
+    free(g->turn);
     free(g);
 }
 
@@ -115,45 +133,49 @@ static int fold(struct generator *g, const struct picture *p, struct err *err)
 }
 
 /* Folded weights serve all pictures in hand, or none. They stay for the next pictures of the same adapters. */
-static int see_to_folding(struct generator *g, const struct picture *p, int n, struct err *err)
+static int see_to_folding(struct generator *g, const struct picture *p, struct err *err)
 {
-    bool any = p[0].fold && p[0].n_use;
-    for (int i = 1; i < n; i++)
-        if (any != (p[i].fold && p[i].n_use) ||
-            (any && !same_fold(p[0].use, p[0].n_use, p[i].use, p[i].n_use)))
-            return err_set(err, ERR_ARG, "--fold: pictures made together share all adapters");
+    bool any = p->fold && p->n_use;
     int rc = 0;
+    for (int i = 0; i < g->n; i++) {
+        const struct picture *q = &g->slot[i]->canvas.p;
+        if (g->slot[i]->used && (any != (q->fold && q->n_use) ||
+                                 (any && !same_fold(p->use, p->n_use, q->use, q->n_use))))
+            return err_set(err, ERR_ARG, "--fold: pictures made together share all adapters");
+    }
     if (!any)
         forget_fold(g);
-    else if (!same_fold(p[0].use, p[0].n_use, g->folded, g->n_folded))
-        rc = fold(g, &p[0], err);
+    else if (!same_fold(p->use, p->n_use, g->folded, g->n_folded))
+        rc = fold(g, p, err);
     g->batch.fold = g->fold_unet;
     return rc;
 }
 
 /* ---- preparing ------------------------------------------------------------------------------- */
 
-/* Everything that lives as long as the pictures, in this order each time. */
-static void place(struct generator *g)
+/* Evaluations of a slot's picture. */
+static int evals_of(const struct generator *g, int i)
 {
-    for (int i = 0; i < g->n; i++)
-        canvas_place(&g->canvas[i], &g->keep);
+    return g->slot[i]->used ? passes_evals(&g->slot[i]->canvas.passes) : 0;
 }
 
-/* The turns of those of the pictures [first, last) that have an evaluation of this number. With kinds their actions
- * are only like what they will be. */
-static int turns(struct generator *g, int first, int last, int eval, bool kinds)
+/* Which of its kinds one of them is. */
+static int kind_of(const struct generator *g, int i, int eval)
+{
+    return g->slot[i]->canvas.passes.which[eval];
+}
+
+/* The turns of those of the slots [first, last) that have an evaluation of this number, below 0: their own next, with
+ * actions that are only like what they will be. */
+static int turns_like(struct generator *g, int first, int last, int eval)
 {
     int n = 0;
     for (int i = first; i < last; i++) {
-        struct canvas *c = &g->canvas[i];
-        if (!canvas_turn(c, eval, &g->turn[n]))
+        struct canvas *c = &g->slot[i]->canvas;
+        int at = eval < 0 ? g->slot[i]->eval : eval;
+        if (at >= evals_of(g, i) || !canvas_turn(c, at, &g->turn[n]))
             continue;
-        if (kinds)
-            g->turn[n].a = &c->passes.kind[c->passes.which[eval]];
-        else
-            passes_next(&c->passes, eval, &c->action);
-        n++;
+        g->turn[n++].a = &c->passes.kind[kind_of(g, i, at)];
     }
     return n;
 }
@@ -162,18 +184,17 @@ static int evaluations(const struct generator *g)
 {
     int n = 0;
     for (int i = 0; i < g->n; i++)
-        n = passes_evals(&g->canvas[i].passes) > n ? passes_evals(&g->canvas[i].passes) : n;
+        n = evals_of(g, i) > n ? evals_of(g, i) : n;
     return n;
 }
 
-/* Whether the pictures [first, last) run the same at two evaluations. */
+/* Whether the slots [first, last) run the same at two evaluations. */
 static bool alike(const struct generator *g, int first, int last, int a, int b)
 {
     bool same = true;
     for (int i = first; i < last && same; i++) {
-        const struct canvas *c = &g->canvas[i];
-        int n = passes_evals(&c->passes);
-        same = (a < n) == (b < n) && (a >= n || c->passes.which[a] == c->passes.which[b]);
+        int n = evals_of(g, i);
+        same = (a < n) == (b < n) && (a >= n || kind_of(g, i, a) == kind_of(g, i, b));
     }
     return same;
 }
@@ -191,7 +212,7 @@ static int moves(struct generator *g, struct turn *t, bool prepare, double *flop
     return 0;
 }
 
-/* Each kind of evaluation of the pictures [first, last) once, measured or made ready. *flops grows by what all
+/* Each kind of evaluation of the slots [first, last) once, measured or made ready. *flops grows by what all
  * evaluations cost. */
 static int all_turns(struct generator *g, int first, int last, bool prepare, double *flops,
                      struct err *err)
@@ -206,7 +227,7 @@ static int all_turns(struct generator *g, int first, int last, bool prepare, dou
         for (int k = e; k < n_eval; k++)
             times += alike(g, first, last, e, k);
         double one = 0;
-        int n = turns(g, first, last, e, true);
+        int n = turns_like(g, first, last, e);
         for (int k = 0; k < n && rc == 0; k++)
             rc = moves(g, &g->turn[k], prepare, &one, err);
         rc = rc < 0 ? rc : batch_measure(&g->batch, g->turn, n, prepare, &g->pass_bytes, &one, err);
@@ -215,22 +236,17 @@ static int all_turns(struct generator *g, int first, int last, bool prepare, dou
     return rc;
 }
 
-/* Every pass there will be without computing: only sizes and costs, or also packing the weights. */
-static int all_passes(struct generator *g, bool prepare, struct err *err)
+/* Every pass of one picture by itself without computing: only sizes and costs, or also packing the weights. */
+static int own_passes(struct generator *g, int i, bool prepare, struct err *err)
 {
+    struct canvas *c = &g->slot[i]->canvas;
     double flops = 0;
-    int rc = g->n == 1 && !prepare ? 0 : all_turns(g, 0, g->n, prepare, &flops, err);
-    for (int i = 0; i < g->n && rc == 0; i++) {
-        struct canvas *c = &g->canvas[i];
-        flops = 0;
-        if (!prepare)
-            rc = all_turns(g, i, i + 1, false, &flops, err);
-        rc = rc < 0 ? rc
-                    : passes_measure(&c->passes, &g->pass, g->fold_text, prepare, &g->pass_bytes,
-                                     &flops, err);
-        rc = rc < 0 ? rc : canvas_measure(c, &g->pass, prepare, &g->pass_bytes, &flops, err);
-        c->cost.flops += prepare ? 0 : flops;
-    }
+    int rc = all_turns(g, i, i + 1, prepare, &flops, err);
+    rc = rc < 0 ? rc
+                : passes_measure(&c->passes, &g->pass, g->fold_text, prepare, &g->pass_bytes,
+                                 &flops, err);
+    rc = rc < 0 ? rc : canvas_measure(c, &g->pass, prepare, &g->pass_bytes, &flops, err);
+    c->cost.flops += prepare ? 0 : flops;
     return rc;
 }
 
@@ -253,50 +269,82 @@ static size_t weight_bytes(const struct generator *g, const struct picture *p)
     return n;
 }
 
-static int take_pictures(struct generator *g, const struct picture *p, int n, struct err *err)
+static int add_slot(struct generator *g, struct err *err)
 {
-    int rows = 0, layers = 1, rc = 0;
-    g->canvas = calloc((size_t)n, sizeof *g->canvas);
-    g->turn = calloc((size_t)n, sizeof *g->turn);
-    if (!g->canvas || !g->turn)
-        return err_nomem(err, (size_t)n * sizeof *g->canvas);
-    for (int i = 0; i < n && rc == 0; i++) {
-        struct canvas *c = &g->canvas[i];
-        assert(p[i].prompt && p[i].negative);
-        g->n = i + 1;
-        rc = canvas_open(c, g->m, &p[i], err);
-        rows += c->passes.rows;
-        layers = c->cond.n_layer > layers ? c->cond.n_layer : layers;
+    size_t n = (size_t)g->n + 1;
+    struct slot **slot = realloc(g->slot, n * sizeof *slot);
+    if (!slot)
+        return err_nomem(err, n * sizeof *slot);
+    g->slot = slot;
+    struct turn *turn = realloc(g->turn, n * sizeof *turn);
+    if (!turn)
+        return err_nomem(err, n * sizeof *turn);
+    g->turn = turn;
+    g->slot[g->n] = calloc(1, sizeof **slot);
+    if (!g->slot[g->n])
+        return err_nomem(err, sizeof **slot);
+    run_init(&g->slot[g->n++]->keep, g->m->dev);
+    return 0;
+}
+
+/* Plans a picture into a slot that is free, and says what it costs by itself. */
+static int open_slot(struct generator *g, int i, const struct picture *p, struct err *err)
+{
+    struct slot *s = g->slot[i];
+    struct canvas *c = &s->canvas;
+    int rows = 0, layers = 1;
+    assert(p->prompt && p->negative && !s->used);
+    s->used = true; /* a canvas is released also after an error */
+    s->eval = 0;
+    s->ran = -1;
+    int rc = canvas_open(c, g->m, p, err);
+    rc = rc < 0 ? rc : see_to_folding(g, p, err);
+    for (int k = 0; k < g->n && rc == 0; k++) {
+        const struct canvas *in_hand = &g->slot[k]->canvas;
+        if (!g->slot[k]->used)
+            continue;
+        rows += in_hand->passes.rows;
+        layers = in_hand->cond.n_layer > layers ? in_hand->cond.n_layer : layers;
     }
-    rc = rc < 0 ? rc : see_to_folding(g, p, n, err);
     g->batch.m = g->m;
     g->batch.run = &g->pass;
-    return rc < 0 ? rc : batch_room(&g->batch, rows, layers, err);
+    g->changed = true;
+    rc = rc < 0 ? rc : batch_room(&g->batch, rows, layers, err);
+    if (rc < 0)
+        return rc;
+    run_measure(&s->keep);
+    canvas_place(c, &s->keep);
+    s->keep_bytes = s->keep.plan.peak;
+    rc = run_check(&s->keep, err);
+    rc = rc < 0 ? rc : own_passes(g, i, false, err);
+    c->cost.passes = c->passes.total;
+    c->cost.bytes = s->keep_bytes + g->pass_bytes;
+    c->cost.weights = rc < 0 ? 0 : weight_bytes(g, p);
+    return rc;
 }
 
 int generator_prepare(struct generator *g, const struct picture *p, int n, struct cost *cost,
                       struct err *err)
 {
     struct cost none = {0}, *total = cost ? cost : &none;
+    double flops = 0;
+    int rc = 0;
     memset(total, 0, sizeof *total);
     forget_pictures(g);
-    g->pass_bytes = 0;
-    int rc = take_pictures(g, p, n, err);
+    while (rc == 0 && g->n < n)
+        rc = add_slot(g, err);
+    for (int i = 0; i < n && rc == 0; i++)
+        rc = open_slot(g, i, &p[i], err);
+    if (rc == 0 && n > 1)
+        rc = all_turns(g, 0, n, false, &flops, err);
     if (rc < 0)
         return rc;
-    run_measure(&g->keep);
-    place(g);
-    g->keep_bytes = g->keep.plan.peak;
-    rc = run_check(&g->keep, err);
-    rc = rc < 0 ? rc : all_passes(g, false, err);
-    if (rc < 0)
-        return rc;
-    size_t bytes = g->keep_bytes + g->pass_bytes;
+    total->bytes = g->pass_bytes;
+    for (int i = 0; i < n; i++)
+        total->bytes += g->slot[i]->keep_bytes;
     for (int i = 0; i < n; i++) {
-        struct cost *c = &g->canvas[i].cost;
-        c->passes = g->canvas[i].passes.total;
-        c->bytes = total->bytes = bytes;
-        c->weights = weight_bytes(g, &p[i]);
+        struct cost *c = &g->slot[i]->canvas.cost;
+        c->bytes = total->bytes;
         total->passes += c->passes;
         total->flops += c->flops;
         total->weights = c->weights > total->weights ? c->weights : total->weights;
@@ -307,30 +355,44 @@ int generator_prepare(struct generator *g, const struct picture *p, int n, struc
 
 const struct cost *generator_cost(const struct generator *g, int i)
 {
-    return &g->canvas[i].cost;
+    return &g->slot[i]->canvas.cost;
 }
 
 /* ---- the loop -------------------------------------------------------------------------------- */
 
-/* Memory and packed weights: what can fail does so before the first step. */
-static int get_ready(struct generator *g, struct err *err)
+/* Memory and packed weights of one picture, its texts and its first latent: what can fail does so before its first
+ * step. */
+static int begin(struct generator *g, int i, struct err *err)
 {
-    int rc = run_reserve(&g->keep, g->keep_bytes, err);
+    struct slot *s = g->slot[i];
+    int rc = run_reserve(&s->keep, s->keep_bytes, err);
     rc = rc < 0 ? rc : run_reserve(&g->pass, g->pass_bytes, err);
     if (rc < 0)
         return rc;
-    place(g);
-    rc = all_passes(g, true, err);
-    return rc < 0 ? rc : run_reserve(&g->pass, g->pass_bytes, err);
+    canvas_place(&s->canvas, &s->keep);
+    s->eval = 0;
+    s->ran = -1;
+    rc = own_passes(g, i, true, err);
+    rc = rc < 0 ? rc : run_reserve(&g->pass, g->pass_bytes, err);
+    rc = rc < 0 ? rc : passes_encode(&s->canvas.passes, &g->pass, g->fold_text, err);
+    return rc < 0 ? rc : canvas_start(&s->canvas, &g->pass, &s->keep, err);
 }
 
-static int start(struct generator *g, struct err *err)
+/* The batches that the next step runs, where they are others than the last one's. Of prepared pictures all are ready. */
+static int ready_batches(struct generator *g, struct err *err)
 {
-    int rc = 0;
-    for (int i = 0; i < g->n && rc == 0; i++) {
-        rc = passes_encode(&g->canvas[i].passes, &g->pass, g->fold_text, err);
-        rc = rc < 0 ? rc : canvas_start(&g->canvas[i], &g->pass, &g->keep, err);
-    }
+    double flops = 0;
+    if (g->ready)
+        return 0;
+    for (int i = 0; i < g->n && !g->changed; i++)
+        if (g->slot[i]->eval < evals_of(g, i))
+            g->changed = g->slot[i]->ran != kind_of(g, i, g->slot[i]->eval);
+    if (!g->changed)
+        return 0;
+    int n = turns_like(g, 0, g->n, -1);
+    int rc = batch_measure(&g->batch, g->turn, n, true, &g->pass_bytes, &flops, err);
+    rc = rc < 0 ? rc : run_reserve(&g->pass, g->pass_bytes, err);
+    g->changed = rc < 0;
     return rc;
 }
 
@@ -348,12 +410,28 @@ static int predict(struct generator *g, int n, struct err *err)
     return rc < 0 ? rc : batch_predict(&g->batch, g->turn, n, err);
 }
 
-static int advance(struct generator *g, int eval, struct err *err)
+int generator_step(struct generator *g, struct err *err)
 {
-    int rc = 0;
-    for (int i = 0; i < g->n && rc == 0; i++)
-        if (eval < passes_evals(&g->canvas[i].passes))
-            rc = canvas_advance(&g->canvas[i], eval, &g->keep, err);
+    int n = 0, rc = ready_batches(g, err);
+    for (int i = 0; i < g->n && rc == 0; i++) {
+        struct slot *s = g->slot[i];
+        struct canvas *c = &s->canvas;
+        if (s->eval >= evals_of(g, i))
+            continue;
+        rc = canvas_rewind(c, s->eval, &g->pass, &s->keep, err);
+        canvas_turn(c, s->eval, &g->turn[n++]);
+        passes_next(&c->passes, s->eval, &c->action);
+    }
+    rc = rc < 0 ? rc : predict(g, n, err);
+    for (int i = 0; i < g->n && rc == 0; i++) {
+        struct slot *s = g->slot[i];
+        if (s->eval >= evals_of(g, i))
+            continue;
+        rc = canvas_advance(&s->canvas, s->eval, &s->keep, err);
+        s->ran = kind_of(g, i, s->eval);
+        if (++s->eval == evals_of(g, i))
+            g->changed = true;
+    }
     return rc;
 }
 
@@ -362,14 +440,22 @@ static int go_on(generate_progress *progress, void *user, int done, int total, s
     return progress && progress(user, done, total) ? err_set(err, ERR_STOPPED, "stopped") : 0;
 }
 
-static int finish(struct generator *g, struct image *im, struct err *err)
+static int finish(struct generator *g, struct image *im, int n, struct err *err)
 {
     int rc = 0;
-    for (int i = 0; i < g->n && rc == 0; i++)
-        rc = canvas_end(&g->canvas[i], &g->pass, &g->keep, &im[i], err);
-    for (int i = 0; i < g->n && rc < 0; i++)
+    for (int i = 0; i < n && rc == 0; i++)
+        rc = canvas_end(&g->slot[i]->canvas, &g->pass, &g->slot[i]->keep, &im[i], err);
+    for (int i = 0; i < n && rc < 0; i++)
         image_release(&im[i]);
     return rc;
+}
+
+static int in_hand(const struct generator *g)
+{
+    int n = 0;
+    for (int i = 0; i < g->n; i++)
+        n += g->slot[i]->used;
+    return n;
 }
 
 int generator_run(struct generator *g, struct image *im, generate_progress *progress, void *user,
@@ -377,36 +463,106 @@ int generator_run(struct generator *g, struct image *im, generate_progress *prog
 {
     if (!g->ready)
         return err_set(err, ERR_ARG, "no picture was prepared");
-    memset(im, 0, (size_t)g->n * sizeof *im);
-    int n = evaluations(g), rc = get_ready(g, err);
-    rc = rc < 0 ? rc : start(g, err);
-    for (int i = 0; i < n && rc == 0; i++) {
-        rc = go_on(progress, user, i, n, err);
-        for (int k = 0; k < g->n && rc == 0; k++)
-            rc = canvas_rewind(&g->canvas[k], i, &g->pass, &g->keep, err);
-        rc = rc < 0 ? rc : predict(g, turns(g, 0, g->n, i, false), err);
-        rc = rc < 0 ? rc : advance(g, i, err);
+    int n = in_hand(g), evals = evaluations(g), rc = 0;
+    double flops = 0;
+    memset(im, 0, (size_t)n * sizeof *im);
+    for (int i = 0; i < n && rc == 0; i++)
+        rc = begin(g, i, err);
+    if (rc == 0 && n > 1)
+        rc = all_turns(g, 0, n, true, &flops, err);
+    rc = rc < 0 ? rc : run_reserve(&g->pass, g->pass_bytes, err);
+    for (int i = 0; i < evals && rc == 0; i++) {
+        rc = go_on(progress, user, i, evals, err);
+        rc = rc < 0 ? rc : generator_step(g, err);
     }
-    rc = rc < 0 ? rc : go_on(progress, user, n, n, err);
-    return rc < 0 ? rc : finish(g, im, err);
+    rc = rc < 0 ? rc : go_on(progress, user, evals, evals, err);
+    return rc < 0 ? rc : finish(g, im, n, err);
 }
+
+/* ---- pictures that come and go --------------------------------------------------------------- */
+
+int generator_join(struct generator *g, const struct picture *p, int *slot, struct err *err)
+{
+    int i = 0, rc = 0;
+    while (i < g->n && g->slot[i]->used)
+        i++;
+    if (i == g->n)
+        rc = add_slot(g, err);
+    rc = rc < 0 ? rc : open_slot(g, i, p, err);
+    if (rc < 0 && i < g->n)
+        generator_leave(g, i);
+    *slot = i;
+    g->ready = false;
+    return rc;
+}
+
+int generator_begin(struct generator *g, int i, struct err *err)
+{
+    return begin(g, i, err);
+}
+
+int generator_left(const struct generator *g, int i)
+{
+    return evals_of(g, i) - g->slot[i]->eval;
+}
+
+int generator_take(struct generator *g, int i, struct image *im, struct err *err)
+{
+    struct slot *s = g->slot[i];
+    memset(im, 0, sizeof *im);
+    int rc = canvas_end(&s->canvas, &g->pass, &s->keep, im, err);
+    generator_leave(g, i);
+    return rc;
+}
+
+/* Whether a picture in hand has it. */
+static bool has_adapter(const struct generator *g, const struct adapter *a)
+{
+    bool has = false;
+    for (int i = 0; i < g->n; i++)
+        for (int k = 0; g->slot[i]->used && k < g->slot[i]->canvas.p.n_use; k++)
+            has = has || g->slot[i]->canvas.p.use[k].adapter == a;
+    return has;
+}
+
+void generator_leave(struct generator *g, int i)
+{
+    const struct use *use = g->slot[i]->canvas.p.use;
+    int n = g->slot[i]->used ? g->slot[i]->canvas.p.n_use : 0;
+    empty(g->slot[i]);
+    for (int k = 0; k < n; k++)
+        if (!has_adapter(g, use[k].adapter))
+            batch_drop(&g->batch, use[k].adapter);
+    g->changed = true;
+}
+
+void generator_drop(struct generator *g, const struct adapter *a)
+{
+    for (int i = 0; i < g->n_folded; i++)
+        if (g->folded[i].adapter == a) {
+            forget_fold(g);
+            break;
+        }
+}
+
+/* ---- looking --------------------------------------------------------------------------------- */
 
 int generator_look(struct generator *g, int i, struct err *err)
 {
-    return canvas_look(&g->canvas[i], &g->keep, err);
+    return canvas_look(&g->slot[i]->canvas, &g->slot[i]->keep, err);
 }
 
 const float *generator_mask(const struct generator *g, int i, int adapter, int *h, int *w)
 {
-    const struct maps *m = g->canvas[i].passes.maps;
-    if (g->canvas[i].passes.refine)
-        return refine_values(g->canvas[i].passes.refine, adapter, h, w);
-    return m ? maps_values(m, adapter, h, w) : NULL;
+    const struct passes *p = &g->slot[i]->canvas.passes;
+    if (p->refine)
+        return refine_values(p->refine, adapter, h, w);
+    return p->maps ? maps_values(p->maps, adapter, h, w) : NULL;
 }
 
 const float *generator_words(const struct generator *g, int i, int adapter, int *h, int *w)
 {
-    const struct passes *p = &g->canvas[i].passes;
+    const struct passes *p = &g->slot[i]->canvas.passes;
     if (p->refine)
         return refine_words(p->refine, adapter, h, w);
     return p->maps ? maps_attended(p->maps, adapter, h, w) : NULL;
@@ -414,11 +570,11 @@ const float *generator_words(const struct generator *g, int i, int adapter, int 
 
 const struct passes *generator_passes(const struct generator *g, int i)
 {
-    return &g->canvas[i].passes;
+    return &g->slot[i]->canvas.passes;
 }
 
 const float *generator_latent(const struct generator *g, int i, size_t *n)
 {
-    *n = tensor_count(&g->canvas[i].slot[SLOT_X]);
-    return g->canvas[i].host;
+    *n = tensor_count(&g->slot[i]->canvas.slot[SLOT_X]);
+    return g->slot[i]->canvas.host;
 }

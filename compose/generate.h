@@ -10,6 +10,14 @@
  *     generator_run(g, image, progress, user, &err); // image[2]
  *     generator_close(g);
  *
+ * Or pictures come and go, each at its own step:
+ *
+ *     generator_join(g, &p, &i, &err);               // planned: generator_cost(g, i)
+ *     generator_begin(g, i, &err);
+ *     while (generator_left(g, i))
+ *         generator_step(g, &err);                   // of all in hand
+ *     generator_take(g, i, &image, &err);
+ *
  * Several pictures are made together, whatever their prompts, strategies, samplers and sizes: rows that fit
  * run in one batch. A generator keeps the model warm: memory, packed weights and folded weights stay from
  * picture to picture. Pixels depend only on the picture, not on threads, on what is made beside it or on what
@@ -103,6 +111,22 @@ const struct cost *generator_cost(const struct generator *g, int i);
  * in; release them. */
 int generator_run(struct generator *g, struct image *im, generate_progress *progress, void *user,
                   struct err *err);
+/* One picture more: checked and planned, no device memory is taken yet. *slot says which it is among those in hand, for
+ * all functions that take one, until it is taken or leaves. Not between generator_prepare and generator_run. After an
+ * error it is not in hand. */
+int generator_join(struct generator *g, const struct picture *p, int *slot, struct err *err);
+/* Its memory, packed weights, texts and first latent. After an error it still has to leave. */
+int generator_begin(struct generator *g, int slot, struct err *err);
+/* One evaluation of every picture in hand that has any left; all of them have begun. An error is everybody's. */
+int generator_step(struct generator *g, struct err *err);
+/* Evaluations it has left. */
+int generator_left(const struct generator *g, int slot);
+/* Its pixels, when it has none left; then it leaves, also after an error, which is of this picture alone. Release im. */
+int generator_take(struct generator *g, int slot, struct image *im, struct err *err);
+void generator_leave(struct generator *g, int slot);
+/* An adapter that no picture in hand has is about to be freed. */
+void generator_drop(struct generator *g, const struct adapter *a);
+
 /* Where the adapter of picture i acted in the last step, [*h, *w], borrowed; NULL: everywhere. Where passes have parts
  * (compose.h) one adapter more is the base. */
 const float *generator_mask(const struct generator *g, int i, int adapter, int *h, int *w);

@@ -524,6 +524,58 @@ static void compare_together(struct fixture *f, const struct picture *p)
     generator_close(alone);
 }
 
+/* At most five in hand, and not more than one comes with each step; one of them leaves in the middle and comes again. */
+static void compare_coming(struct fixture *f, const struct picture *p)
+{
+    enum { HAND = 5 };
+    struct generator *g, *alone;
+    struct image im, one;
+    struct err err;
+    int at[HAND], of[HAND] = {-1, -1, -1, -1, -1}, next = 0, done = 0, slot, gone = 0;
+    cr_assert_eq(generator_open(&g, f->m, &err), 0);
+    cr_assert_eq(generator_open(&alone, f->m, &err), 0);
+    while (done < TOGETHER) {
+        int k = 0;
+        while (k < HAND && of[k] >= 0)
+            k++;
+        if (k < HAND && next < TOGETHER) {
+            cr_assert_eq(generator_join(g, &p[next], &at[k], &err), 0, "%s", err.msg);
+            cr_assert_eq(generator_begin(g, at[k], &err), 0, "%s", err.msg);
+            of[k] = next++;
+            if (of[k] == 3 && gone++ == 0) {
+                cr_assert_eq(generator_step(g, &err), 0, "%s", err.msg);
+                generator_leave(g, at[k]);
+                of[k] = -1;
+                next = 3;
+            }
+        }
+        cr_assert_eq(generator_step(g, &err), 0, "%s", err.msg);
+        for (k = 0; k < HAND; k++) {
+            if (of[k] < 0 || generator_left(g, at[k]))
+                continue;
+            int i = of[k];
+            cr_assert_eq(generator_take(g, at[k], &im, &err), 0, "%s", err.msg);
+            cr_assert_eq(generator_prepare(alone, &p[i], 1, NULL, &err), 0, "%s", err.msg);
+            cr_assert_eq(generator_run(alone, &one, NULL, NULL, &err), 0, "%s", err.msg);
+            cr_expect(one.w == im.w && one.h == im.h &&
+                          !memcmp(one.rgb, im.rgb, (size_t)one.w * (size_t)one.h * 3),
+                      "%d: %s is another picture", i, together[i].compose);
+            image_release(&im);
+            image_release(&one);
+            of[k] = -1;
+            done++;
+        }
+    }
+    /* what cannot be planned is not in hand, and hurts nobody */
+    struct picture bad = p[0];
+    bad.steps = 1;
+    bad.sampler = "none of them";
+    cr_expect_lt(generator_join(g, &bad, &slot, &err), 0);
+    cr_expect_eq(generator_step(g, &err), 0);
+    generator_close(g);
+    generator_close(alone);
+}
+
 Test(compose, pictures_made_together_are_those_made_alone)
 {
     struct fixture f;
@@ -548,6 +600,7 @@ Test(compose, pictures_made_together_are_those_made_alone)
         p[i].eta = i == 2 ? .5 : 0;
     }
     compare_together(&f, p);
+    compare_coming(&f, p);
     for (int i = 0; i < TOGETHER; i++)
         prompt_release(&prompt[i]);
     fixture_close(&f);
