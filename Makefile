@@ -82,15 +82,17 @@ $(B)/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	$(CC) $(DEFINES) $(FLAGS) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
 
-# The repository's schema and the catalog's page as bytes of C arrays.
-$(B)/store/schema.inc: store/schema.sql
-$(B)/cli/catalog.inc: cli/catalog.html
-$(B)/store/schema.inc $(B)/cli/catalog.inc:
-	@mkdir -p $(@D)
-	od -An -v -td1 $< | sed 's/-*[0-9][0-9]*/&,/g' >$@.new && mv $@.new $@
-$(B)/store/db.o: $(B)/store/schema.inc
+# Schemas of databases and pages for browsers as bytes of C arrays.
+TO_BYTES = @mkdir -p $(@D); od -An -v -td1 $< | sed 's/-*[0-9][0-9]*/&,/g' >$@.new && mv $@.new $@
+$(B)/%.inc: %.sql
+	$(TO_BYTES)
+$(B)/%.inc: %.html
+	$(TO_BYTES)
+$(B)/store/repo.o: $(B)/store/schema.inc
+$(B)/store/queue.o: $(B)/store/queue.inc
 $(B)/cli/catalog.o: $(B)/cli/catalog.inc
-$(B)/store/db.o $(B)/cli/catalog.o: FLAGS += -I$(B)
+$(B)/cli/gallery.o: $(B)/cli/gallery.inc
+$(B)/store/repo.o $(B)/store/queue.o $(B)/cli/catalog.o $(B)/cli/gallery.o: FLAGS += -I$(B)
 $(B)/unet/pen.o: FLAGS += -isystem /usr/include/freetype2
 
 -include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_OBJ:.o=.d) $(wildcard $(B)/tests/fuzz/*.d)

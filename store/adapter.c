@@ -206,7 +206,7 @@ static char *in_folder(const char *dir)
     return old ? bin : st;
 }
 
-int adapter_file_open(struct adapter_file **out, const char *path, struct err *err)
+static int open_file(struct adapter_file **out, const char *path, bool copy, struct err *err)
 {
     struct adapter_file *f = calloc(1, sizeof *f);
     size_t size = 0;
@@ -219,7 +219,8 @@ int adapter_file_open(struct adapter_file **out, const char *path, struct err *e
     f->path = file_kind(path) == 2 ? in_folder(path) : strdup(path);
     if (!f->path || !f->name)
         rc = err_nomem(err, strlen(path));
-    rc = rc < 0 ? rc : tensor_file_open(&f->st, f->path, err);
+    if (rc == 0)
+        rc = copy ? tensor_file_read(&f->st, f->path, err) : tensor_file_open(&f->st, f->path, err);
     rc = rc < 0 ? rc : adapter_import(f->st, f->path, &f->list, &f->format, &f->style, err);
     if (rc == 0) {
         const void *data = tensor_file_data(f->st, &size);
@@ -231,6 +232,16 @@ int adapter_file_open(struct adapter_file **out, const char *path, struct err *e
     }
     *out = f;
     return 0;
+}
+
+int adapter_file_open(struct adapter_file **out, const char *path, struct err *err)
+{
+    return open_file(out, path, false, err);
+}
+
+int adapter_file_read(struct adapter_file **out, const char *path, struct err *err)
+{
+    return open_file(out, path, true, err);
 }
 
 void adapter_file_close(struct adapter_file *f)

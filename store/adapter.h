@@ -32,6 +32,8 @@ struct adapter_file {
 /* Opens, checks and imports. A folder is taken as a PEFT folder (adapter_model.safetensors,
  * else adapter_model.bin). */
 int adapter_file_open(struct adapter_file **out, const char *path, struct err *err);
+/* The same with a copy of its bytes, for one that is kept for long: what becomes of the file changes nothing. */
+int adapter_file_read(struct adapter_file **out, const char *path, struct err *err);
 void adapter_file_close(struct adapter_file *f);
 
 /* Finds the format and imports; the arrays of list stay the file's. Textual inversions in it are passed

@@ -13,14 +13,10 @@
 struct db {
     sqlite3 *sql;
     char *path;
+    const struct db_kind *kind;
     sqlite3_stmt *kept[KEPT];
     int next; /* the place that is given up when all are taken */
 };
-
-/* The schema, made of schema.sql by the Makefile. */
-static const char schema[] = {
-#include "store/schema.inc"
-    0};
 
 static int fail(struct db *db, struct err *err)
 {
@@ -28,10 +24,8 @@ static int fail(struct db *db, struct err *err)
     switch (code & 0xff) {
     case SQLITE_CORRUPT:
     case SQLITE_NOTADB:
-        return err_set(err, ERR_FORMAT,
-                       "%s: the repository's database is damaged (%s); the adapter files are not "
-                       "touched by that: move it away and add them again",
-                       db->path, sqlite3_errmsg(db->sql));
+        return err_set(err, ERR_FORMAT, "%s: the %s's database is damaged (%s); %s", db->path,
+                       db->kind->what, sqlite3_errmsg(db->sql), db->kind->damaged);
     case SQLITE_FULL: return err_set(err, ERR_IO, "%s: the disk is full", db->path);
     case SQLITE_BUSY:
     case SQLITE_LOCKED:
@@ -88,7 +82,8 @@ static int open_read_only(struct db *db, struct err *err)
     return rc;
 }
 
-int db_open(struct db **out, const char *path, bool write, struct err *err)
+int db_open(struct db **out, const char *path, bool write, const struct db_kind *kind,
+            struct err *err)
 {
     struct db *db = calloc(1, sizeof *db);
     int rc = 0;
@@ -97,6 +92,7 @@ int db_open(struct db **out, const char *path, bool write, struct err *err)
         free(db);
         return err_nomem(err, sizeof *db);
     }
+    db->kind = kind;
     if (!write)
         rc = open_read_only(db, err);
     else if (sqlite3_open_v2(path, &db->sql, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, NULL) !=
@@ -135,17 +131,17 @@ void db_close(struct db *db)
 /* ---- migrations ------------------------------------------------------------------------------ */
 
 /* Where migration n begins in the schema, NULL: there is none. */
-static const char *migration(int n)
+static const char *migration(const struct db *db, int n)
 {
     char mark[40];
     snprintf(mark, sizeof mark, "\n-- migration %d\n", n);
-    return strstr(schema, mark);
+    return strstr(db->kind->schema, mark);
 }
 
-static int newest(void)
+static int newest(const struct db *db)
 {
     int n = 0;
-    while (migration(n + 1))
+    while (migration(db, n + 1))
         n++;
     return n;
 }
@@ -155,18 +151,18 @@ static int version(struct db *db, int *out, struct err *err)
     int64_t v = 0;
     int rc = db_int(db, err, &v, 0, "PRAGMA user_version", "");
     *out = (int)v;
-    if (rc == 0 && v > newest())
+    if (rc == 0 && v > newest(db))
         rc = err_set(err, ERR_UNSUPPORTED,
-                     "%s: a newer weft made this repository (schema %d, this one knows %d); use "
-                     "that one, or another --home",
-                     db->path, (int)v, newest());
+                     "%s: a newer weft made this %s (schema %d, this one knows %d); use "
+                     "that one, or %s",
+                     db->path, db->kind->what, (int)v, newest(db), db->kind->other);
     return rc;
 }
 
 static int migrate_one(struct db *db, int n, struct err *err)
 {
     char done[60];
-    const char *from = migration(n), *to = migration(n + 1);
+    const char *from = migration(db, n), *to = migration(db, n + 1);
     char *text = to ? strndup(from, (size_t)(to - from)) : strdup(from);
     int rc = text ? db_script(db, text, err) : err_nomem(err, strlen(from));
     snprintf(done, sizeof done, "PRAGMA user_version = %d", n);
@@ -178,24 +174,23 @@ int db_check_version(struct db *db, struct err *err)
 {
     int v = 0;
     int rc = version(db, &v, err);
-    if (rc == 0 && v < newest())
+    if (rc == 0 && v < newest(db))
         rc = err_set(err, ERR_UNSUPPORTED,
-                     "%s: an older weft made this repository (schema %d); any command that writes, "
-                     "such as weft sync, brings it up to date",
-                     db->path, v);
+                     "%s: an older weft made this %s (schema %d); %s brings it up to date",
+                     db->path, db->kind->what, v, db->kind->renew);
     return rc;
 }
 
 int db_migrate(struct db *db, struct err *err)
 {
     int v = 0, rc = version(db, &v, err);
-    if (rc < 0 || v == newest())
+    if (rc < 0 || v == newest(db))
         return rc;
     rc = db_begin(db, err);
     if (rc < 0)
         return rc;
     rc = version(db, &v, err); /* another may have been quicker */
-    while (rc == 0 && v < newest())
+    while (rc == 0 && v < newest(db))
         rc = migrate_one(db, ++v, err);
     return db_end(db, rc, err);
 }
@@ -313,6 +308,11 @@ int db_int(struct db *db, struct err *err, int64_t *out, int64_t none, const cha
     *out = rc == 1 && sqlite3_column_type(q, 0) != SQLITE_NULL ? sqlite3_column_int64(q, 0) : none;
     db_done(q);
     return rc < 0 ? rc : 0;
+}
+
+int64_t db_changes(struct db *db)
+{
+    return sqlite3_changes64(db->sql);
 }
 
 int db_script(struct db *db, const char *sql, struct err *err)

@@ -20,9 +20,21 @@
 
 struct db;
 
+/* What a database is. */
+struct db_kind {
+    /* Its migrations as one text. Each begins with a line "-- migration N", N from 1 up, runs once, and then PRAGMA
+     * user_version is N. */
+    const char *schema;
+    const char *what;    /* how people call it */
+    const char *damaged; /* what to do when it is damaged */
+    const char *other;   /* what to use instead of one that a newer weft made */
+    const char *renew;   /* what brings an older one up to date */
+};
+
 /* Opens path; write: it may be changed, and is made when it is not there. Kept statements and the
- * connection are released by db_close, which takes NULL. */
-int db_open(struct db **out, const char *path, bool write, struct err *err);
+ * connection are released by db_close, which takes NULL. kind is kept as long. */
+int db_open(struct db **out, const char *path, bool write, const struct db_kind *kind,
+            struct err *err);
 void db_close(struct db *db);
 /* Brings the schema to the newest migration. A newer one than this program knows is refused. */
 int db_migrate(struct db *db, struct err *err);
@@ -41,6 +53,8 @@ int db_do(struct db *db, struct err *err, const char *sql, const char *types, ..
 /* The first column of the first row, or `none`. */
 int db_int(struct db *db, struct err *err, int64_t *out, int64_t none, const char *sql,
            const char *types, ...);
+/* Rows that the last statement changed. */
+int64_t db_changes(struct db *db);
 /* Runs statements as they are, several in one text. */
 int db_script(struct db *db, const char *sql, struct err *err);
 

@@ -11,6 +11,18 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+/* The schema, made of schema.sql by the Makefile. */
+static const char schema[] = {
+#include "store/schema.inc"
+    0};
+static const struct db_kind kind = {
+    .schema = schema,
+    .what = "repository",
+    .damaged = "the adapter files are not touched by that: move it away and add them again",
+    .other = "another --home",
+    .renew = "any command that writes, such as weft sync,",
+};
+
 /* ---- where ----------------------------------------------------------------------------------- */
 
 char *repo_home(const char *given)
@@ -83,7 +95,7 @@ static int make_database(struct repo *r, const char *file, struct err *err)
     int rc = stage_open(&s, r, err);
     if (rc == 0 && !(temp = file_join(stage_folder(s), "weft.db")))
         rc = err_nomem(err, 64);
-    rc = rc < 0 ? rc : db_open(&db, temp, true, err);
+    rc = rc < 0 ? rc : db_open(&db, temp, true, &kind, err);
     rc = rc < 0 ? rc : db_migrate(db, err);
     rc = rc < 0 ? rc : db_script(db, "PRAGMA wal_checkpoint(TRUNCATE)", err); /* all in one file */
     db_close(db);
@@ -124,7 +136,7 @@ int repo_open(struct repo **out, const char *home, enum repo_mode mode, struct e
     rc = rc < 0 ? rc : open_lock(r, err);
     if (rc == 0 && r->write && !file_exists(file))
         rc = make_database(r, file, err);
-    rc = rc < 0 ? rc : db_open(&r->db, file, r->write, err);
+    rc = rc < 0 ? rc : db_open(&r->db, file, r->write, &kind, err);
     if (rc == 0)
         rc = r->write ? db_migrate(r->db, err) : db_check_version(r->db, err);
     if (rc == 0 && r->write)

@@ -41,7 +41,23 @@ int tensor_file_parse(struct tensor_file **out, const void *bytes, size_t size, 
     return rc;
 }
 
-static int map_file(struct tensor_file *f, const char *path, struct err *err)
+/* All of fd into memory that is mapped, but to nothing. */
+static int copy_file(void *to, size_t size, int fd)
+{
+    for (size_t at = 0; at < size;) {
+        ssize_t n = read(fd, (char *)to + at, size - at);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0) {
+            errno = n ? errno : EIO; /* it became shorter meanwhile */
+            return -1;
+        }
+        at += (size_t)n;
+    }
+    return mprotect(to, size, PROT_READ);
+}
+
+static int map_file(struct tensor_file *f, const char *path, bool copy, struct err *err)
 {
     struct stat sb;
     int rc = 0,
@@ -51,23 +67,27 @@ static int map_file(struct tensor_file *f, const char *path, struct err *err)
     if (fstat(fd, &sb) < 0 || !S_ISREG(sb.st_mode)) {
         rc = err_set(err, ERR_IO, "%s: not a regular file", path);
     } else if (sb.st_size > 0) {
-        void *map = mmap(NULL, (size_t)sb.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+        void *map = copy ? mmap(NULL, (size_t)sb.st_size, PROT_READ | PROT_WRITE,
+                                MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+                         : mmap(NULL, (size_t)sb.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
         if (map == MAP_FAILED)
             rc = err_set(err, ERR_IO, "%s: cannot be mapped: %s", path, strerror(errno));
         else
             f->map = map, f->map_size = (size_t)sb.st_size;
+        if (rc == 0 && copy && copy_file(map, (size_t)sb.st_size, fd) < 0)
+            rc = err_set(err, ERR_IO, "%s: cannot be read: %s", path, strerror(errno));
     }
     close(fd);
     return rc;
 }
 
-int tensor_file_open(struct tensor_file **out, const char *path, struct err *err)
+static int open_file(struct tensor_file **out, const char *path, bool copy, struct err *err)
 {
     *out = NULL;
     struct tensor_file *f = calloc(1, sizeof *f);
     if (!f)
         return err_nomem(err, sizeof *f);
-    int rc = map_file(f, path, err);
+    int rc = map_file(f, path, copy, err);
     if (rc == 0 && (rc = parse(f, f->map, f->map_size, err)) < 0)
         err_prefix(err, "%s", path);
     if (rc < 0)
@@ -75,6 +95,21 @@ int tensor_file_open(struct tensor_file **out, const char *path, struct err *err
     else
         *out = f;
     return rc;
+}
+
+int tensor_file_open(struct tensor_file **out, const char *path, struct err *err)
+{
+    return open_file(out, path, false, err);
+}
+
+int tensor_file_read(struct tensor_file **out, const char *path, struct err *err)
+{
+    return open_file(out, path, true, err);
+}
+
+size_t tensor_file_bytes(const struct tensor_file *f)
+{
+    return f->of ? tensor_file_bytes(f->of) : f->map_size + f->torch.data_size;
 }
 
 void tensor_file_close(struct tensor_file *f)

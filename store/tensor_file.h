@@ -21,9 +21,13 @@ struct tensor_file;
 
 /* Maps, recognises and checks path. The message begins with the path. */
 int tensor_file_open(struct tensor_file **out, const char *path, struct err *err);
+/* The same with a copy of its bytes: what becomes of the file afterwards changes nothing. */
+int tensor_file_read(struct tensor_file **out, const char *path, struct err *err);
 /* The same on bytes in memory, which are kept until tensor_file_close and must not change. */
 int tensor_file_parse(struct tensor_file **out, const void *bytes, size_t size, struct err *err);
 void tensor_file_close(struct tensor_file *f);
+/* Bytes of the file, and of what was copied out of it. */
+size_t tensor_file_bytes(const struct tensor_file *f);
 
 /* "safetensors", "torch-zip", "torch-legacy" (before torch 1.6). */
 const char *tensor_file_container(const struct tensor_file *f);
