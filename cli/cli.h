@@ -66,7 +66,8 @@ extern const struct command command_render, command_score, command_bench, comman
     command_sync, command_list, command_show, command_tag, command_rm, command_gc, command_verify,
     command_search, command_learn, command_export, command_model, command_similar, command_dupes,
     command_combine, command_resize, command_which, command_catalog, command_compare,
-    command_preview, command_profile, command_clash, command_map, command_gates;
+    command_preview, command_profile, command_clash, command_map, command_gates, command_batch,
+    command_jobs;
 extern const struct command *const commands[]; /* NULL-terminated */
 
 /* Prints "weft: MESSAGE" and gives the exit code: 2 when the command line is wrong, else 1. */

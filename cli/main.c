@@ -8,6 +8,8 @@
 #include <unistd.h>
 
 const struct command *const commands[] = {&command_render,
+                                          &command_batch,
+                                          &command_jobs,
                                           &command_compare,
                                           &command_search,
                                           &command_learn,

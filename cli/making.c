@@ -71,12 +71,14 @@ static void tell_misfits(const struct making *m, const char *name, struct bind_r
         fprintf(stderr, "%s: and %d more; -v lists them\n", name, report->n - most);
 }
 
-static int open_adapter(struct making *m, int i, struct err *err)
+static int bind_adapter(struct making *m, int i, struct err *err)
 {
     struct request_adapter *ra = &m->r.adapter[i];
     struct bind_report report = {0};
     int rc = request_check_adapter(&m->r, ra, err);
-    rc = rc < 0 ? rc : adapter_file_open(&m->file[i], ra->path, err);
+    if (rc == 0)
+        rc = m->pool ? adapter_file_read(&m->file[i], ra->path, err)
+                     : adapter_file_open(&m->file[i], ra->path, err);
     if (rc < 0)
         return rc;
     struct adapter_file *f = m->file[i];
@@ -106,6 +108,55 @@ static int open_adapter(struct making *m, int i, struct err *err)
     if (rc == 0 && m->verbose)
         tell_adapter(name, f, m->adapter[i]);
     bind_report_release(&report);
+    return rc;
+}
+
+/* By what a pool tells bound adapters apart. */
+static void pool_key(char *key, size_t size, const struct making *m,
+                     const struct request_adapter *a)
+{
+    char blocks[HASH_HEX] = "";
+    struct err none;
+    if (a->blocks.n)
+        hash_bytes(blocks, a->blocks.w, (size_t)a->blocks.n * sizeof *a->blocks.w, &none);
+    snprintf(key, size, "%s %d %d %s", a->sha256, m->r.fold, m->allow_partial, blocks);
+}
+
+/* From the pool, or into it. */
+static int lend_adapter(struct making *m, int i, struct err *err)
+{
+    const struct request_adapter *a = &m->r.adapter[i];
+    char key[2 * HASH_HEX + 40];
+    struct stat st;
+    pool_key(key, sizeof key, m, a);
+    if (*a->sha256 && pool_find(m->pool, key, &m->file[i], &m->adapter[i]))
+        return 0;
+    /* its bytes, and its factors as float32 where they are of 16 bits */
+    if (stat(a->path, &st) == 0 && !pool_room(m->pool, 3 * (size_t)st.st_size))
+        return err_set(err, ERR_NOMEM,
+                       "%s: no room for it beside the adapters in hand; --adapter-memory gives "
+                       "more",
+                       a->path);
+    int rc = bind_adapter(m, i, err);
+    pool_key(key, sizeof key, m, a);
+    if (rc < 0) {
+        adapter_free(m->adapter[i]);
+        adapter_file_close(m->file[i]);
+    } else {
+        rc = pool_add(m->pool, key, m->file[i], m->adapter[i], err);
+    }
+    if (rc < 0) {
+        m->adapter[i] = NULL;
+        m->file[i] = NULL;
+    }
+    return rc;
+}
+
+static int open_adapter(struct making *m, int i, struct err *err)
+{
+    const struct adapter_file *f;
+    int rc = m->pool ? lend_adapter(m, i, err) : bind_adapter(m, i, err);
+    f = m->file[i];
     if (rc == 0)
         m->use[i] = (struct use){.adapter = m->adapter[i], .high = NAN};
     if (rc == 0 && m->repo)
@@ -174,7 +225,7 @@ static int read_prompts(struct making *m, struct err *err)
         const struct prompt_adapter *a = &m->prompt.adapter[i];
         rc = request_add_named(&m->r, a->name, a->te, a->unet, err);
     }
-    if (rc == 0)
+    if (rc == 0 && (m->triggers || !m->hush))
         rc = request_triggers(&m->r, &m->prompt, m->triggers, &changed, err);
     if (rc == 0 && changed) {
         prompt_release(&m->prompt);
@@ -251,12 +302,18 @@ const char *making_best(struct making *m)
     return m->gates_file || making_gates(m) ? "gated:uncond=base" : "superpose:uncond=base";
 }
 
-int making_load(struct making *m, struct err *err)
+int making_settle(struct making *m, struct err *err)
 {
     int rc = m->choose ? making_model(m, err) : 0;
     rc = rc < 0 || !m->choose ? rc : auto_choose(m, err);
     rc = rc < 0 ? rc : read_prompts(m, err);
     rc = rc < 0 ? rc : making_model(m, err);
+    return rc < 0 || !m->r.init ? rc : read_init(m, err);
+}
+
+int making_load(struct making *m, struct err *err)
+{
+    int rc = making_settle(m, err);
     rc = rc < 0 ? rc : open_adapters(m, err);
     rc = rc < 0 ? rc : adapter_places_read(m, err);
     bool weighs, words, gates;
@@ -267,8 +324,7 @@ int making_load(struct making *m, struct err *err)
         rc = adapter_words_read(m, err);
     if (rc == 0 && gates && !m->gates)
         rc = open_gates(m, err);
-    rc = rc < 0 ? rc : embeddings_open(&m->words, &m->r, m->model, m->file, m->verbose, err);
-    return rc < 0 || !m->r.init ? rc : read_init(m, err);
+    return rc < 0 ? rc : embeddings_open(&m->words, &m->r, m->model, m->file, m->verbose, err);
 }
 
 /* ---- one picture ----------------------------------------------------------------------------- */
@@ -278,7 +334,7 @@ int making_picture(struct making *m, struct picture *p, struct err *err)
     const char *s = m->r.schedule, *rng = m->r.rng;
     int rc = 0;
     picture_init(p, m->model);
-    for (int i = 0; i < m->r.n_adapter; i++) {
+    for (int i = 0; m->use && i < m->r.n_adapter; i++) {
         const struct request_adapter *a = &m->r.adapter[i];
         m->use[i].unet = (float)a->unet;
         m->use[i].te = (float)a->te;
@@ -304,7 +360,7 @@ int making_picture(struct making *m, struct picture *p, struct err *err)
     p->init = m->r.init ? &m->init : NULL;
     p->denoise = m->r.denoise;
     p->use = m->use;
-    p->n_use = m->r.n_adapter;
+    p->n_use = m->use ? m->r.n_adapter : 0;
     p->compose = m->r.compose;
     p->fold = m->r.fold;
     p->gates = m->gates;
@@ -382,6 +438,12 @@ static int announce(const struct making *m, int n_picture, struct err *err)
     return 0;
 }
 
+int making_room(struct making *m, const struct cost *cost, struct err *err)
+{
+    m->cost = *cost;
+    return announce(m, 0, err);
+}
+
 int making_plan(struct making *m, const struct picture *p, int n_picture, struct err *err)
 {
     int rc = generator_prepare(m->g, p, 1, &m->cost, err);
@@ -397,14 +459,19 @@ static int on_progress(void *user, int done, int total)
 
 /* So many rows at once fill a processor, where one picture of so few latent places is too small to: 16 of the
  * demo model's take 6 % less time four at once. Larger ones gain nothing and would take the memory. */
-enum { HAND_ROWS = 8, HAND_PLACES = 32 * 32 };
+enum { HAND_PLACES = 32 * 32 };
+
+int making_rows(const struct making *m, const struct picture *p)
+{
+    int f = m->model->vae->factor, rows = m->cost.passes / (p->steps > 0 ? p->steps : 1);
+    if ((p->w / f) * (p->h / f) > HAND_PLACES || rows < 1 || rows > HAND_ROWS)
+        return HAND_ROWS;
+    return rows;
+}
 
 int making_hand(const struct making *m, const struct picture *p)
 {
-    int f = m->model->vae->factor, rows = m->cost.passes / (p->steps > 0 ? p->steps : 1);
-    if ((p->w / f) * (p->h / f) > HAND_PLACES || rows < 1 || rows >= HAND_ROWS)
-        return 1;
-    return HAND_ROWS / rows;
+    return HAND_ROWS / making_rows(m, p);
 }
 
 int making_run(struct making *m, const struct picture *p, int n, struct image *im, struct err *err)
@@ -445,10 +512,15 @@ int making_write(const struct making *m, const char *path, const struct image *i
 void making_forget(struct making *m)
 {
     auto_release(m);
-    generator_forget(m->g);
+    if (!m->lent)
+        generator_forget(m->g);
     for (int i = 0; m->use && i < m->r.n_adapter; i++) {
-        adapter_free(m->adapter[i]);
-        adapter_file_close(m->file[i]);
+        if (m->pool) {
+            pool_give(m->pool, m->adapter[i]);
+        } else {
+            adapter_free(m->adapter[i]);
+            adapter_file_close(m->file[i]);
+        }
         free(m->word ? m->word[i] : NULL);
         free(m->where ? m->where[i] : NULL);
     }
@@ -470,15 +542,26 @@ void making_forget(struct making *m)
     m->words = NULL;
 }
 
+void making_close_model(struct making *m)
+{
+    generator_close(m->g);
+    gates_close(m->gates);
+    model_close(m->model);
+    m->g = NULL;
+    m->gates = NULL;
+    m->model = NULL;
+    *m->r.model_sha256 = 0;
+}
+
 void making_release(struct making *m)
 {
     making_forget(m);
     free(m->given.adapter.item);
     free(m->given.embedding.item);
     free(m->given.compose.item);
-    generator_close(m->g);
-    gates_close(m->gates);
-    model_close(m->model);
+    if (m->lent)
+        return;
+    making_close_model(m);
     device_close(m->dev);
     repo_close(m->repo);
 }

@@ -15,6 +15,7 @@
 #define WEFT_MAKING_H
 
 #include "cli.h"
+#include "pool.h"
 #include "request.h"
 
 #include "compose/generate.h"
@@ -53,6 +54,9 @@ struct making {
     const char *like, *device, *isa, *home, *gates_file;
     int threads;
     bool verbose, allow_partial, triggers;
+    bool hush;              /* says nothing of triggers that the prompt lacks */
+    bool lent;              /* repo, device, model, generator and gates are another's */
+    struct pool *pool;      /* where adapters are kept (pool.h); NULL: each picture has its own */
     bool later;             /* prompts come later, by making_request */
     bool named;             /* r has the adapters that the prompt names */
     int choose;             /* --auto: at most so many adapters; -1: not said; 0: none */
@@ -73,20 +77,30 @@ int making_parse(struct making *m, const struct option *o, int argc, char **argv
 /* What an options table of the command's own laid into m->given becomes the request, with this prompt; what was
  * loaded for another one is released, but for device and model. */
 int making_request(struct making *m, const char *prompt, struct err *err);
+/* m->repo, if there is one. */
+int making_open_repo(struct making *m, struct err *err);
 /* Device and model, unless they are there. */
 int making_model(struct making *m, struct err *err);
+/* What is loaded of it must be forgotten before. */
+void making_close_model(struct making *m);
 /* Whether there are gates for the model, those of --gates or its own: then they are open. */
 bool making_gates(struct making *m);
 /* The strategy that shows most of two adapters on the model. */
 const char *making_best(struct making *m);
-/* Prompts, device, model, adapters, their words and the picture to start from. */
+/* Prompts, device, model and the picture to start from: what the request says, without its adapters' files. */
+int making_settle(struct making *m, struct err *err);
+/* And adapters, their words and places. */
 int making_load(struct making *m, struct err *err);
 /* The request as the generator takes it; its size becomes known. p->use is m->use. */
 int making_picture(struct making *m, struct picture *p, struct err *err);
 /* Plans p (m->cost), says on stderr what it will take, and refuses what has no room. n_picture: how many such
  * pictures there will be; 0: says nothing. */
 int making_plan(struct making *m, const struct picture *p, int n_picture, struct err *err);
-enum { MAKING_HAND = 8 };
+/* Refuses what has no room. */
+int making_room(struct making *m, const struct cost *cost, struct err *err);
+enum { MAKING_HAND = 8, HAND_ROWS = 8 };
+/* How many of the HAND_ROWS rows of a hand a picture takes, whose cost m->cost is: all, where more would gain nothing. */
+int making_rows(const struct making *m, const struct picture *p);
 /* How many pictures like p, which was planned, are best made at once: 1 to MAKING_HAND. */
 int making_hand(const struct making *m, const struct picture *p);
 /* n pictures at once, with a progress bar. ERR_STOPPED after Ctrl-C. Release im[n]. */

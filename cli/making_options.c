@@ -172,8 +172,7 @@ static int read_like(struct request *r, const char *path, bool *ours, struct err
     return rc;
 }
 
-/* The repository, if there is one. */
-static int open_repo(struct making *m, struct err *err)
+int making_open_repo(struct making *m, struct err *err)
 {
     char *home = repo_home(m->home);
     int rc = home ? 0 : err_nomem(err, 64);
@@ -232,7 +231,8 @@ int making_parse(struct making *m, const struct option *o, int argc, char **argv
                      rest[0]);
     if (rc == 0 && n == 0 && !m->like && !m->later)
         rc = err_set(err, ERR_ARG, "no prompt; an empty one is written \"\"");
-    rc = rc < 0 ? rc : open_repo(m, err);
+    rc = rc < 0 || m->lent ? rc : making_open_repo(m, err);
+    m->r.repo = m->repo;
     if (rc == 0) {
         bool ours = true;
         g->prompt = n ? rest[0] : NULL;

@@ -288,7 +288,7 @@ static int find_ref(const struct request *r, struct request_adapter *a, const ch
     return rc;
 }
 
-static void drop(struct request *r, int i)
+void request_drop_adapter(struct request *r, int i)
 {
     adapter_release(&r->adapter[i]);
     memmove(&r->adapter[i], &r->adapter[i + 1],
@@ -299,7 +299,7 @@ void request_drop_named(struct request *r)
 {
     for (int i = r->n_adapter; i-- > 0;)
         if (r->adapter[i].in_prompt)
-            drop(r, i);
+            request_drop_adapter(r, i);
 }
 
 /* The last adapter replaces those of the same file that came with a picture: they have their hash. */
@@ -308,7 +308,7 @@ static void drop_older(struct request *r)
     for (int i = r->n_adapter - 1; i-- > 0;)
         if (*r->adapter[i].sha256 && !r->adapter[i].in_prompt &&
             !strcmp(r->adapter[i].path, r->adapter[r->n_adapter - 1].path))
-            drop(r, i);
+            request_drop_adapter(r, i);
 }
 
 int request_add_adapter(struct request *r, const char *text, struct err *err)

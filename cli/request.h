@@ -95,6 +95,8 @@ int request_find_embeddings(struct request *r, struct err *err);
 struct request_embedding *request_new_embedding(struct request *r, struct err *err);
 void request_drop_embedding(struct request *r, int i);
 
+/* Removes the i-th adapter. */
+void request_drop_adapter(struct request *r, int i);
 /* Forgets the adapters that the prompt named. */
 void request_drop_named(struct request *r);
 

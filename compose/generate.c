@@ -323,6 +323,14 @@ static int open_slot(struct generator *g, int i, const struct picture *p, struct
     return rc;
 }
 
+int generator_check(const struct model *m, const struct picture *p, struct err *err)
+{
+    struct canvas c;
+    int rc = canvas_open(&c, m, p, err);
+    canvas_release(&c);
+    return rc;
+}
+
 int generator_prepare(struct generator *g, const struct picture *p, int n, struct cost *cost,
                       struct err *err)
 {

@@ -101,6 +101,8 @@ void generator_close(struct generator *g);
 /* Lets go of pictures and adapters; memory stays. */
 void generator_forget(struct generator *g);
 
+/* Whether a picture can be made: what generator_prepare finds before it counts anything. */
+int generator_check(const struct model *m, const struct picture *p, struct err *err);
 /* Checks n pictures, plans them, and says what they will cost together. Takes no device memory yet. The
  * pictures themselves are copied. */
 int generator_prepare(struct generator *g, const struct picture *p, int n, struct cost *cost,
