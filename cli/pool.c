@@ -98,6 +98,23 @@ bool pool_room(struct pool *p, size_t bytes)
     return true;
 }
 
+static size_t bytes_of(const struct entry *e)
+{
+    return adapter_bytes(e->adapter) + tensor_file_bytes(e->file->st);
+}
+
+void pool_count(struct pool *p)
+{
+    p->facts.bytes = 0;
+    for (int i = 0; i < p->facts.n; i++) {
+        struct entry *e = &p->entry[i];
+        e->bytes = e->held ? bytes_of(e) : e->bytes;
+        p->facts.bytes += e->bytes;
+    }
+    pool_room(p, 0);
+    p->facts.most = p->facts.bytes > p->facts.most ? p->facts.bytes : p->facts.most;
+}
+
 static int grow(struct pool *p, struct err *err)
 {
     size_t n = p->room ? 2 * (size_t)p->room : 16;
@@ -114,32 +131,27 @@ static int grow(struct pool *p, struct err *err)
 int pool_add(struct pool *p, const char *key, struct adapter_file *file, struct adapter *adapter,
              struct err *err)
 {
-    size_t bytes = adapter_bytes(adapter) + tensor_file_bytes(file->st);
-    char *own = strdup(key);
-    if (!own || grow(p, err) < 0) {
-        free(own);
+    struct entry e = {
+        .key = strdup(key), .file = file, .adapter = adapter, .held = 1, .used = ++p->clock};
+    if (!e.key || grow(p, err) < 0) {
+        free(e.key);
         adapter_free(adapter);
         adapter_file_close(file);
         return err_nomem(err, 64);
     }
-    pool_room(p, bytes); /* what it takes is known only now */
-    p->entry[p->facts.n++] = (struct entry){.key = own,
-                                            .file = file,
-                                            .adapter = adapter,
-                                            .bytes = bytes,
-                                            .held = 1,
-                                            .used = ++p->clock};
+    p->entry[p->facts.n++] = e;
     p->facts.loaded++;
-    p->facts.bytes += bytes;
-    p->facts.most = p->facts.bytes > p->facts.most ? p->facts.bytes : p->facts.most;
+    pool_count(p);
     return 0;
 }
 
 void pool_give(struct pool *p, const struct adapter *adapter)
 {
     for (int i = 0; i < p->facts.n; i++)
-        if (p->entry[i].adapter == adapter)
+        if (p->entry[i].adapter == adapter) {
             p->entry[i].held--;
+            return;
+        }
 }
 
 struct pool_facts pool_facts(const struct pool *p)

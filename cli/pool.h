@@ -34,6 +34,8 @@ bool pool_room(struct pool *p, size_t bytes);
 int pool_add(struct pool *p, const char *key, struct adapter_file *file, struct adapter *adapter,
              struct err *err);
 void pool_give(struct pool *p, const struct adapter *adapter);
+/* After those that are held were made ready: only now they take what they take. Frees others for it. */
+void pool_count(struct pool *p);
 
 struct pool_facts {
     size_t bytes, most; /* now, and at most so far */

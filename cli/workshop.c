@@ -326,6 +326,7 @@ static int join(struct workshop *w, struct hand *h, struct err *err)
         generator_leave(g, h->slot);
         return rc == ERR_NOMEM && w->busy ? 1 : rc;
     }
+    pool_count(w->pool);
     h->state = HAND_BUSY;
     w->busy++;
     w->rows += h->rows;

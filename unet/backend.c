@@ -75,6 +75,12 @@ void layer_release(struct device *dev, struct layer *l)
     l->impl = NULL;
 }
 
+size_t layer_bytes(const struct device *dev, const struct layer *l)
+{
+    size_t made = dev->be->layer_bytes ? dev->be->layer_bytes(l) : 0;
+    return made ? made : array_count(&l->w) * sizeof(float);
+}
+
 int array_finite(const struct array *a, const char *name, struct err *err)
 {
     if (!array_readable(a))

@@ -142,6 +142,8 @@ struct backend {
     /* Which implementation runs the layer on the i-th of the shapes it has met, as the library beneath
      * names it ("brgconv:avx512_core"), or NULL beyond the last. Optional: NULL where there is but one. */
     const char *(*layer_kind)(const struct layer *l, int i);
+    /* Bytes that were made of the layer's weight so far. Optional: NULL where none are. */
+    size_t (*layer_bytes)(const struct layer *l);
     /* Frees l->impl. NULL-safe. */
     void (*layer_release)(struct device *dev, struct layer *l);
 
@@ -240,6 +242,8 @@ int device_open(struct device **out, const char *name, const struct device_optio
 void device_close(struct device *dev);
 
 void layer_release(struct device *dev, struct layer *l);
+/* Bytes the device has for it, or what its weight takes as float32 where it has not met any input yet. */
+size_t layer_bytes(const struct device *dev, const struct layer *l);
 /* Takes gamma and beta from arrays of c values. */
 int norm_init(struct device *dev, struct norm *g, const char *name, int groups, float eps,
               const struct array *gamma, const struct array *beta, struct err *err);

@@ -268,12 +268,12 @@ int adapter_weigh(struct adapter *a, const struct sites *sites, const struct lbw
     return 0;
 }
 
-static size_t side_bytes(const struct side *a)
+static size_t side_bytes(const struct device *dev, const struct side *a)
 {
     size_t n = 0;
     const struct layer *l[] = {&a->down, &a->up, &a->down2, &a->up2};
     for (int i = 0; i < 4; i++)
-        n += l[i]->out ? array_count(&l[i]->w) : 0;
+        n += l[i]->out ? layer_bytes(dev, l[i]) : 0;
     return n;
 }
 
@@ -282,8 +282,8 @@ size_t adapter_bytes(const struct adapter *a)
     size_t n = 0;
     for (int i = 0; i < a->n_site; i++)
         for (const struct bound *b = a->at[i]; b; b = b->next)
-            n += side_bytes(&b->side);
-    return n * sizeof(float);
+            n += side_bytes(a->dev, &b->side);
+    return n;
 }
 
 static int bind_site(struct bound *b, struct device *dev, const struct site *s, bool fold,

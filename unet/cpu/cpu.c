@@ -449,6 +449,7 @@ const struct backend backend_cpu = {
     .download = cpu_download,
     .layer_prepare = cpu_layer_prepare,
     .layer_kind = onednn_layer_kind,
+    .layer_bytes = onednn_layer_bytes,
     .layer_release = onednn_layer_release,
     .layer = cpu_layer_op,
     .group_norm = cpu_group_norm,

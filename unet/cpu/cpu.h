@@ -35,6 +35,7 @@ int onednn_layer_back(struct device *dev, struct tensor *dx, struct layer *l,
 int onednn_layer_back_prepare(struct device *dev, const struct tensor *dx, struct layer *l,
                               const struct tensor *dy, bool add, struct err *err);
 const char *onednn_layer_kind(const struct layer *l, int i);
+size_t onednn_layer_bytes(const struct layer *l);
 void onednn_layer_release(struct device *dev, struct layer *l);
 
 /* Values a thread takes at once of an elementwise op: enough to pay for waking it. */

@@ -35,6 +35,9 @@ struct packed {
     void *data;
 };
 
+/* What a primitive takes beside its weight, more or less: measured. */
+enum { PRIMITIVE_BYTES = 4096 };
+
 /* The layer on one shape. */
 struct primitive {
     struct primitive *next;
@@ -624,6 +627,17 @@ const char *onednn_layer_kind(const struct layer *l, int i)
     for (; p && i > 0; i--)
         p = p->next;
     return p ? p->name : NULL;
+}
+
+size_t onednn_layer_bytes(const struct layer *l)
+{
+    const struct cpu_layer *cl = l->impl;
+    size_t n = 0;
+    for (const struct packed *k = cl ? cl->packed : NULL; k; k = k->next)
+        n += dnnl_memory_desc_get_size(DESC(k->d));
+    for (const struct primitive *p = cl ? cl->primitive : NULL; p; p = p->next)
+        n += PRIMITIVE_BYTES;
+    return n;
 }
 
 void onednn_layer_release(struct device *dev, struct layer *l)
