@@ -174,10 +174,12 @@ static int keep_shard(struct batch *b, int i, int n, struct err *err)
 
 static void event(const struct batch *b, json_t *j)
 {
-    if (b->json)
+    if (b->json) {
         json_line(j);
-    else
+        fflush(stdout);
+    } else {
         json_decref(j);
+    }
 }
 
 static void clear_bar(const struct batch *b)

@@ -78,24 +78,17 @@ bool bench_adapts(const struct site *s)
     return s->part == COMPONENT_UNET && s->layer && strstr(s->name, "attentions.");
 }
 
-int bench_bind(struct adapter **a, struct device *dev, const struct sites *sites, int rank,
-               const float *values, size_t places, const char *name, struct err *err)
+int bench_list(struct delta_list *list, const struct sites *sites, int rank, const float *values,
+               size_t places, size_t at, struct err *err)
 {
     enum { APART = 8191 };
-    struct delta_list list = {0};
-    struct bind_report report = {0};
-    size_t at = 0;
-    int rc = 0;
-    *a = NULL;
-    for (int i = 0; i < sites->n && rc == 0; i++) {
+    for (int i = 0; i < sites->n; i++) {
         const struct layer *l = sites->at[i].layer;
         if (!bench_adapts(&sites->at[i]))
             continue;
-        struct delta *d = delta_list_add(&list, sites->at[i].name, err);
-        if (!d) {
-            rc = err->code;
-            break;
-        }
+        struct delta *d = delta_list_add(list, sites->at[i].name, err);
+        if (!d)
+            return err->code;
         d->kind = DELTA_PRODUCT;
         d->scale = 1;
         for (int k = 0; k < 2; k++) {
@@ -108,6 +101,16 @@ int bench_bind(struct adapter **a, struct device *dev, const struct sites *sites
             at += APART;
         }
     }
+    return 0;
+}
+
+int bench_bind(struct adapter **a, struct device *dev, const struct sites *sites, int rank,
+               const float *values, size_t places, const char *name, struct err *err)
+{
+    struct delta_list list = {0};
+    struct bind_report report = {0};
+    *a = NULL;
+    int rc = bench_list(&list, sites, rank, values, places, 0, err);
     rc = rc < 0 ? rc : adapter_bind(a, dev, sites, &list, name, false, &report, err);
     bind_report_release(&report);
     delta_list_release(&list);
@@ -376,6 +379,7 @@ static const struct {
     int (*run)(int argc, char **argv);
     void (*help)(void);
 } parts[] = {{"store", bench_store, bench_store_help},
+             {"batch", bench_batch, bench_batch_help},
              {"compose", bench_compose, bench_compose_help},
              {"retrieve", bench_retrieve, bench_retrieve_help},
              {"grad", bench_grad, bench_grad_help}};
@@ -425,7 +429,7 @@ static void help(void)
 
 const struct command command_bench = {
     .name = "bench",
-    .usage = "weft bench [store|compose|retrieve|grad] [options]",
+    .usage = "weft bench [store|batch|compose|retrieve|grad] [options]",
     .about = "what this machine does, beside its limits",
     .run = run,
     .options = make_options,

@@ -33,20 +33,26 @@ struct device;
 struct site;
 struct sites;
 bool bench_adapts(const struct site *s);
+struct delta_list;
+/* Its deltas, the first factor `at` values in. They are borrowed. */
+int bench_list(struct delta_list *list, const struct sites *sites, int rank, const float *values,
+               size_t places, size_t at, struct err *err);
 int bench_bind(struct adapter **a, struct device *dev, const struct sites *sites, int rank,
                const float *values, size_t places, const char *name, struct err *err);
 /* Small adapter files, no two alike, from the `from`th on, into folders of a thousand below dir. */
 int bench_make_files(const char *dir, int from, int n, struct err *err);
 void bench_remove_tree(const char *dir);
 
-/* weft bench store, weft bench compose, weft bench retrieve, weft bench grad: argv[0] is that word. The exit code. */
+/* weft bench store and the like: argv[0] is that word. The exit code. */
 int bench_store(int argc, char **argv);
+int bench_batch(int argc, char **argv);
 int bench_compose(int argc, char **argv);
 int bench_retrieve(int argc, char **argv);
 int bench_grad(int argc, char **argv);
 /* How long the weights of an adapter take to be read, the shipped ones or one of SD 1.5's shape; one thread. */
 int bench_weights(bool json, bool sd15, struct err *err);
 void bench_store_help(void);
+void bench_batch_help(void);
 void bench_compose_help(void);
 void bench_retrieve_help(void);
 void bench_grad_help(void);

@@ -120,6 +120,25 @@ static char *make_name(const char *name, const struct request *r, const struct q
 
 /* ---- what is there already ------------------------------------------------------------------- */
 
+/* Where files lie and how they are called makes no other picture: their hashes stay. */
+static void forget_places(json_t *settings)
+{
+    static const char *const own[] = {"model", "init"}, *const of[] = {"ref",         "file",
+                                                                       "name",        "id",
+                                                                       "file_sha256", "mask"};
+    static const char *const list[] = {"adapters", "embeddings"};
+    json_t *item;
+    size_t i;
+    for (int k = 0; k < 2; k++) {
+        json_object_del(settings, own[k]);
+        json_array_foreach(json_object_get(settings, list[k]), i, item)
+        {
+            for (size_t n = 0; n < sizeof of / sizeof *of; n++)
+                json_object_del(item, of[n]);
+        }
+    }
+}
+
 bool picture_is_of(const char *path, const char *settings, uint64_t *seed)
 {
     struct image im = {0};
@@ -130,11 +149,13 @@ bool picture_is_of(const char *path, const char *settings, uint64_t *seed)
         const char *chunk = image_text_find(&t, "weft");
         json_t *is = chunk ? json_loads(chunk, 0, NULL) : NULL,
                *want = json_loads(settings, 0, NULL);
-        json_t *its = json_object_get(is, "seed");
+        const json_t *its = json_object_get(is, "seed");
         if (seed && json_is_integer(its)) {
             *seed = (uint64_t)json_integer_value(its);
-            json_object_set(want, "seed", its);
+            json_object_set_new(want, "seed", json_integer(json_integer_value(its)));
         }
+        forget_places(is);
+        forget_places(want);
         same = is && want && json_equal(is, want);
         json_decref(is);
         json_decref(want);

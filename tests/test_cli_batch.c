@@ -222,6 +222,16 @@ Test(cli_batch, reads_tables_texts_grids_and_standard_input)
     shell_close(&s);
 }
 
+static void copy(const struct shell *s, const char *from, const char *to)
+{
+    char *bytes;
+    size_t n;
+    struct err err;
+    cr_assert_eq(file_read(&bytes, &n, from, 1 << 24, &err), 0, "%s", err.msg);
+    cr_assert_eq(file_replace(in(s, to), bytes, n, &err), 0, "%s", err.msg);
+    free(bytes);
+}
+
 /* The same command again, whatever happened to the queue or to its lines. */
 Test(cli_batch, knows_its_jobs_again)
 {
@@ -253,6 +263,21 @@ Test(cli_batch, knows_its_jobs_again)
     cr_expect(s.code == 0 && events(&s, "done") == 0, "%s%s", s.out, s.err);
     cr_assert_eq(stat(in(&s, "out/00002.png"), &after), 0);
     cr_expect(before.st_mtim.tv_nsec == after.st_mtim.tv_nsec && before.st_ino == after.st_ino);
+    /* also where its adapters lie elsewhere by now */
+    copy(&s, LORA, "a.safetensors");
+    snprintf(command, sizeof command,
+             "{\"prompt\":\"x\",\"adapter\":\"%s\",\"steps\":2,\"seed\":1}",
+             in(&s, "a.safetensors"));
+    put(&s, "place.jsonl", command);
+    weft(&s, "batch", in(&s, "place.jsonl"), "-o", in(&s, "place"), "-m", MODEL, "--name", "p",
+         NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    put(&s, "place.jsonl", "{\"prompt\":\"x\",\"adapter\":\"" LORA "\",\"steps\":2,\"seed\":1}");
+    snprintf(command, sizeof command, "rm '%s'*", in(&s, "place/weft-jobs.db"));
+    cr_assert_eq(system(command), 0);
+    weft(&s, "batch", in(&s, "place.jsonl"), "-o", in(&s, "place"), "-m", MODEL, "--name", "p",
+         "--json", NULL);
+    cr_expect(s.code == 0 && events(&s, "done") == 0, "%s%s", s.out, s.err);
     /* a file that is no picture of the job is nobody's to replace */
     put(&s, "out/00004.png", "mine");
     put(&s, "more.jsonl", "{\"prompt\":\"q\",\"steps\":2}\n");
@@ -261,16 +286,6 @@ Test(cli_batch, knows_its_jobs_again)
     cr_expect_eq(s.code, 1);
     cr_expect(strstr(s.err, "00004.png is there already"), "%s", s.err);
     shell_close(&s);
-}
-
-static void copy(const struct shell *s, const char *from, const char *to)
-{
-    char *bytes;
-    size_t n;
-    struct err err;
-    cr_assert_eq(file_read(&bytes, &n, from, 1 << 24, &err), 0, "%s", err.msg);
-    cr_assert_eq(file_replace(in(s, to), bytes, n, &err), 0, "%s", err.msg);
-    free(bytes);
 }
 
 /* Adapters that are gone, others or not numbers when a picture is to be made: each a reason, and the others are made. */
