@@ -5,7 +5,8 @@
 #   make test       every test            make san    the same under ASan and UBSan
 #   make check      format, include directions, warnings, cppcheck
 #   make fuzz       a million executions of each parser, with coverage
-#   make torture    kills, full disks and crowds for the repository (KILLS=20: a short one)
+#   make torture    kills, full disks and crowds for repository and queue (KILLS=20: a short one)
+#   make test-slurm a cluster of this machine alone renders an array of batches (root)
 #   make bench      what this machine does, beside its limits
 #   make deps       the packages weft is built from
 #   make install    PREFIX=/usr/local
@@ -149,6 +150,11 @@ $(B)/fuzz_%: $(B)/tests/fuzz/fuzz_%.o $(B)/libweft.a | $(FAISS)
 .PHONY: torture
 torture: all
 	@.ci/torture
+	@.ci/torture-batch
+
+.PHONY: test-slurm
+test-slurm: all
+	@.ci/slurm
 
 .PHONY: bench
 bench: all
