@@ -2,6 +2,7 @@
 #include "auto.h"
 
 #include "compose/relevance.h"
+#include "unet/file.h"
 
 #include <ctype.h>
 #include <stdio.h>
@@ -19,6 +20,22 @@ static char *join(const struct texts *t)
     return f && fclose(f) == 0 ? out : NULL;
 }
 
+/* What the repository has of an adapter, also of one that a picture brought along: NULL where it has none. *own is to be
+ * released. */
+static int row_of(const struct making *m, int i, struct repo_adapter *own,
+                  const struct repo_adapter **row, struct err *err)
+{
+    const struct request_adapter *a = &m->r.adapter[i];
+    memset(own, 0, sizeof *own);
+    *row = a->row;
+    if (a->row || !a->id || !m->repo)
+        return 0;
+    int rc = repo_find_data(m->repo, a->sha256, own, err);
+    if (rc == 0)
+        *row = own;
+    return rc < 0 ? rc : 0;
+}
+
 /* What the adapters' trigger words are to the prompt. */
 int adapter_words_weigh(struct making *m, struct err *err)
 {
@@ -28,12 +45,16 @@ int adapter_words_weigh(struct making *m, struct err *err)
     char **joined = calloc(n, sizeof *joined);
     int rc = out && words && joined ? 0 : err_nomem(err, n * sizeof *out);
     for (int i = 0; i < m->r.n_adapter && rc == 0; i++) {
-        if (!m->r.adapter[i].row)
-            continue;
-        rc = repo_texts(m->repo, m->r.adapter[i].row->key, REPO_TRIGGERS, &words[i], err);
-        joined[i] = rc == 0 ? join(&words[i]) : NULL;
-        if (rc == 0 && !joined[i])
-            rc = err_nomem(err, 64);
+        struct repo_adapter own;
+        const struct repo_adapter *row;
+        rc = row_of(m, i, &own, &row, err);
+        if (rc == 0 && row) {
+            rc = repo_texts(m->repo, row->key, REPO_TRIGGERS, &words[i], err);
+            joined[i] = rc == 0 ? join(&words[i]) : NULL;
+            if (rc == 0 && !joined[i])
+                rc = err_nomem(err, 64);
+        }
+        repo_adapter_release(&own);
     }
     rc = rc < 0 ? rc
                 : relevance_measure(m->model, m->prompt.part[0].text, (const char *const *)joined,
@@ -71,17 +92,16 @@ static void say(FILE *f, bool *style, const char *text, const char *and)
 /* A new string for one adapter, or NULL in *out for a style. */
 static int words_of(const struct making *m, int i, char **out, struct err *err)
 {
-    const struct request_adapter *a = &m->r.adapter[i];
-    const struct repo_adapter *row = a->row;
+    struct repo_adapter own;
+    const struct repo_adapter *row;
     struct texts groups = {0};
     size_t size;
+    int rc = row_of(m, i, &own, &row, err);
     bool style = row && row->category && !strcasecmp(row->category, "style");
-    if (a->word) {
-        *out = strdup(a->word);
-        return *out ? 0 : err_nomem(err, strlen(a->word));
-    }
-    int rc = row ? repo_texts(m->repo, row->key, REPO_TRIGGERS, &groups, err) : 0;
-    char *text = NULL, *name = strdup(row ? row->name : m->file[i]->name);
+    if (rc == 0 && row)
+        rc = repo_texts(m->repo, row->key, REPO_TRIGGERS, &groups, err);
+    const struct request_adapter *a = &m->r.adapter[i];
+    char *text = NULL, *name = row ? strdup(row->name) : file_stem(a->path);
     FILE *f = open_memstream(&text, &size);
     for (int with = 1; with >= 0 && f; with--)
         for (int k = 0; k < groups.n; k++)
@@ -100,6 +120,7 @@ static int words_of(const struct making *m, int i, char **out, struct err *err)
         rc = err_nomem(err, 256);
     free(name);
     texts_release(&groups);
+    repo_adapter_release(&own);
     if (rc < 0 || style) {
         free(text);
         text = NULL;
@@ -115,8 +136,15 @@ int adapter_words_read(struct making *m, struct err *err)
     if (!m->word)
         return err_nomem(err, (size_t)m->r.n_adapter * sizeof *m->word);
     for (int i = 0; i < m->r.n_adapter && rc == 0; i++) {
-        rc = words_of(m, i, &m->word[i], err);
-        m->use[i].words = m->word[i];
+        struct request_adapter *a = &m->r.adapter[i];
+        if (!a->word) { /* the picture remembers them: tags may change */
+            rc = words_of(m, i, &m->word[i], err);
+            rc = rc < 0 ? rc : request_set(&a->word, m->word[i] ? m->word[i] : "", err);
+        } else if (!(m->word[i] = strdup(a->word))) {
+            rc = err_nomem(err, strlen(a->word));
+        }
+        if (m->use)
+            m->use[i].words = m->word[i];
     }
     return rc;
 }

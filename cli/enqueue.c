@@ -1,6 +1,7 @@
 /* Read enqueue_read first. */
 #include "enqueue.h"
 
+#include "adapter_words.h"
 #include "auto.h"
 #include "axis.h"
 #include "jobs_read.h"
@@ -61,6 +62,7 @@ int enqueue_check_name(const char *name, struct err *err)
 static void put_part(FILE *f, const char *s, size_t most)
 {
     bool dash = true; /* none at the beginning, nor a dot */
+    long began = ftell(f);
     for (size_t i = 0; s && s[i] && i < most; i++) {
         unsigned char c = (unsigned char)s[i];
         bool plain = c >= 0x80 || (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') ||
@@ -73,6 +75,8 @@ static void put_part(FILE *f, const char *s, size_t most)
             fputc('-', f);
         dash = !plain;
     }
+    if (ftell(f) == began)
+        fputc('_', f);
 }
 
 static void put_field(FILE *f, int which, const struct request *r, const struct queue_job *j)
@@ -83,6 +87,7 @@ static void put_field(FILE *f, int which, const struct request *r, const struct 
     case 2: fprintf(f, "%llu", (unsigned long long)r->seed); break;
     case 3: put_part(f, r->prompt, PART_BYTES); break;
     case 4:
+        fputs(r->n_adapter ? "" : "none", f);
         for (int i = 0; i < r->n_adapter; i++) {
             char *stem = r->adapter[i].name ? NULL : file_stem(r->adapter[i].path);
             fputs(i ? "+" : "", f);
@@ -254,7 +259,7 @@ static int hash_files(struct enqueue *e, struct request *r, struct err *err)
     return rc;
 }
 
-/* Whether the strategy is one, and has what it needs on the model. */
+/* Whether the strategy is one, and has what it needs on the model; whose words are which. */
 static int check_strategy(struct making *m, struct making *base, struct err *err)
 {
     struct compose *c = NULL;
@@ -262,6 +267,8 @@ static int check_strategy(struct making *m, struct making *base, struct err *err
     if (rc == 0 && c && c->strategy->gates && m->r.n_adapter && !making_gates(base))
         rc = err_set(err, ERR_ARG, "%s needs gates that were learnt for this model: --gates FILE",
                      c->strategy->name);
+    if (rc == 0 && c && c->strategy->words) /* as they are now */
+        rc = adapter_words_read(m, err);
     compose_close(c);
     return rc;
 }

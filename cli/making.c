@@ -514,10 +514,10 @@ void making_forget(struct making *m)
     auto_release(m);
     if (!m->lent)
         generator_forget(m->g);
-    for (int i = 0; m->use && i < m->r.n_adapter; i++) {
-        if (m->pool) {
+    for (int i = 0; i < m->r.n_adapter; i++) {
+        if (m->use && m->pool) {
             pool_give(m->pool, m->adapter[i]);
-        } else {
+        } else if (m->use) {
             adapter_free(m->adapter[i]);
             adapter_file_close(m->file[i]);
         }

@@ -36,6 +36,7 @@ Test(cli_auto, chooses_by_weights)
     struct shell s;
     char *a, *b;
     size_t n_a, n_b;
+    struct image im[2];
     struct err err;
     shell_open(&s);
     fill(&s);
@@ -48,9 +49,19 @@ Test(cli_auto, chooses_by_weights)
          "x3", "--compose", "gated:uncond=base", "--home", in(&s, "home"), "--seed", "1", "--steps",
          "2", "-o", in(&s, "hand.png"), NULL);
     cr_assert_eq(s.code, 0, "%s", s.err);
+    read_picture(in(&s, "auto.png"), &im[0], NULL);
+    read_picture(in(&s, "hand.png"), &im[1], NULL);
+    cr_expect(!memcmp(im[0].rgb, im[1].rgb, (size_t)im[0].w * (size_t)im[0].h * 3),
+              "not the picture made by hand");
+    image_release(&im[0]);
+    image_release(&im[1]);
+    /* whose words are which is remembered, the phrases that they were chosen for too */
+    weft(&s, "render", "--like", in(&s, "auto.png"), "--home", in(&s, "home"), "-o",
+         in(&s, "like.png"), NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
     cr_assert_eq(file_read(&a, &n_a, in(&s, "auto.png"), 1 << 24, &err), 0, "%s", err.msg);
-    cr_assert_eq(file_read(&b, &n_b, in(&s, "hand.png"), 1 << 24, &err), 0, "%s", err.msg);
-    cr_expect(n_a == n_b && !memcmp(a, b, n_a), "not the picture made by hand");
+    cr_assert_eq(file_read(&b, &n_b, in(&s, "like.png"), 1 << 24, &err), 0, "%s", err.msg);
+    cr_expect(n_a == n_b && !memcmp(a, b, n_a), "--like is another picture");
     free(a);
     free(b);
     shell_close(&s);
