@@ -66,7 +66,7 @@ static void make_options(struct option *o, void *target)
         {"queue", 0, OPTION_TEXT, &b->queue, "FILE",
          "the queue elsewhere than in DIR, which may lie on a network", 0, 0, NULL},
         {.kind = OPTION_GROUP, .name = "", .help = "How they are made:"},
-        {"until", 0, OPTION_TEXT, &b->until, "HH:MM",
+        {"until", 0, OPTION_TEXT, &b->until, "HH:MM[:SS]",
          "begin none that would not be done by then; the others wait", 0, 0, NULL},
         {"adapter-memory", 0, OPTION_TEXT, &b->memory, "BYTES",
          "for adapters that were used of late, such as 500M or 4G;\ndefault: a quarter of what is "
@@ -111,18 +111,19 @@ static int read_bytes(const char *text, size_t *out, struct err *err)
 /* The next time that it is HH:MM here. */
 static int read_until(const char *text, double *out, struct err *err)
 {
-    int h = -1, m = -1, n = 0;
+    int h = -1, m = -1, sec = 0, n = 0;
     struct tm tm;
     time_t now = time(NULL);
     if (!text)
         return 0;
-    if (sscanf(text, "%2d:%2d%n", &h, &m, &n) != 2 || text[n] || h < 0 || h > 23 || m < 0 || m > 59)
+    if (sscanf(text, "%2d:%2d%n:%2d%n", &h, &m, &n, &sec, &n) < 2 || text[n] || h < 0 || h > 23 ||
+        m < 0 || m > 59 || sec < 0 || sec > 59)
         return err_set(err, ERR_ARG, "--until takes a time of day such as 07:00, not '%.40s'",
                        text);
     localtime_r(&now, &tm);
     tm.tm_hour = h;
     tm.tm_min = m;
-    tm.tm_sec = 0;
+    tm.tm_sec = sec;
     tm.tm_isdst = -1;
     if (mktime(&tm) <= now) {
         tm.tm_mday++;

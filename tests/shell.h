@@ -109,7 +109,8 @@ static inline int files(const struct shell *s)
     DIR *d = opendir(s->dir);
     for (struct dirent *e; d && (e = readdir(d));)
         n += strstr(e->d_name, ".png") != NULL;
-    closedir(d);
+    if (d)
+        closedir(d);
     return n;
 }
 

@@ -350,10 +350,19 @@ Test(cli_batch, records_what_is_wrong_with_one)
     shell_close(&s);
 }
 
-/* More adapters than there is memory for. */
+/* What adapters took at most, as the last event has it. */
+static long most_bytes(const struct shell *s)
+{
+    const char *p = strstr(s->out, "\"adapter_bytes_most\":");
+    cr_assert(p, "%s", s->out);
+    return strtol(p + 21, NULL, 10);
+}
+
+/* More adapters than there is memory for; the limit is kept where one alone does not pass it. */
 Test(cli_batch, a_small_pool_is_enough)
 {
     struct shell s;
+    char limit[30];
     open_shell(&s);
     put(&s, "jobs.jsonl",
         "{\"prompt\":\"x\",\"grid\":{\"adapter\":[\"" LORA "\",\"" OTHER "\",\"" LOKR
@@ -365,6 +374,13 @@ Test(cli_batch, a_small_pool_is_enough)
     weft(&s, "batch", in(&s, "jobs.jsonl"), "-o", in(&s, "large"), "-m", MODEL, "--steps", "2",
          "--json", NULL);
     cr_expect(strstr(s.out, "\"adapters_loaded\":3"), "%s", s.out);
+    long all = most_bytes(&s);
+    snprintf(limit, sizeof limit, "%ld", all - 1); /* two of the three have room */
+    weft(&s, "batch", in(&s, "jobs.jsonl"), "-o", in(&s, "two"), "-m", MODEL, "--steps", "2",
+         "--hand", "1", "--adapter-memory", limit, "--json", NULL);
+    cr_expect(s.code == 0 && events(&s, "done") == 9, "%s", s.err);
+    cr_expect_lt(most_bytes(&s), all);
+    cr_expect_gt(most_bytes(&s), all / 4);
     weft(&s, "jobs", "list", in(&s, "small"), "--json", NULL);
     char *small = strdup(s.out);
     json_t *j = json_loads(small, JSON_DISABLE_EOF_CHECK, NULL);
@@ -551,10 +567,33 @@ Test(cli_batch, a_folder_that_cannot_be_written)
     shell_close(&s);
 }
 
+/* At a time of day no more are begun; those in hand end, the others wait. */
+Test(cli_batch, ends_when_it_is_late)
+{
+    struct shell s;
+    char until[20];
+    time_t at = time(NULL) + 3;
+    struct tm tm;
+    open_shell(&s);
+    put(&s, "jobs.jsonl", "{\"prompt\":\"x\",\"steps\":300,\"repeat\":1000,\"seed\":1}\n");
+    strftime(until, sizeof until, "%H:%M:%S", localtime_r(&at, &tm));
+    weft(&s, "batch", in(&s, "jobs.jsonl"), "-o", in(&s, "out"), "-m", MODEL, "--until", until,
+         "--json", NULL);
+    cr_expect_eq(s.code, 0, "%s", s.err);
+    cr_expect_lt((double)time(NULL), (double)at + 60);
+    int done = events(&s, "done");
+    cr_expect(done >= 1 && done < 1000, "%d", done);
+    char waiting[40];
+    snprintf(waiting, sizeof waiting, "\"waiting\":%d,", 1000 - done);
+    cr_expect(strstr(s.out, waiting), "%s in %s", waiting, s.out + strlen(s.out) - 300);
+    shell_close(&s);
+}
+
 Test(cli_batch, refuses_what_makes_no_sense)
 {
     struct shell s;
     static const char *const bad[][4] = {{"--until", "25:00", "--until takes a time"},
+                                         {"--until", "7:00:0x", "--until takes a time"},
                                          {"--adapter-memory", "much", "--adapter-memory takes"},
                                          {"--name", "{what}", "knows {n}"},
                                          {"--name", "../x", "below the folder"},
