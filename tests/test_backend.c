@@ -12,6 +12,9 @@
 /* Relative error that float32 arithmetic in any sensible order stays within. */
 #define BOUND 2e-6
 
+/* Seeds from one row of a tensor to the next. */
+#define ROW_SEEDS 977
+
 /* What one device makes of an op: inputs in, result out, both on the host. */
 struct io {
     struct run r;
@@ -53,7 +56,8 @@ static struct tensor filled(struct run *r, int n, int h, int w, int c, unsigned 
     float *f = malloc(count * sizeof *f);
     /* each row has its own values, whatever rows stand beside it */
     for (int i = 0; i < n; i++)
-        test_fill(f + count / (size_t)n * (size_t)i, count / (size_t)n, seed + (unsigned)i * 977);
+        test_fill(f + count / (size_t)n * (size_t)i, count / (size_t)n,
+                  seed + (unsigned)i * ROW_SEEDS);
     op_upload(r, &t, f);
     free(f);
     return t;
@@ -125,16 +129,22 @@ static void fill_layer(struct layer *l, const struct layer_case *c, float *w, fl
     }
 }
 
-static void run_layer(struct run *r, const void *arg, struct tensor *y)
+/* The rows from `first` on. */
+static void run_layer_from(struct run *r, const struct layer_case *c, unsigned first,
+                           struct tensor *y)
 {
-    const struct layer_case *c = arg;
-    struct tensor x = filled(r, c->n, c->h, c->w, c->in, 3);
+    struct tensor x = filled(r, c->n, c->h, c->w, c->in, 3 + first * ROW_SEEDS);
     *y = run_layer_tensor(r, c->l, &x);
     if (c->accumulate) {
-        struct tensor old = filled(r, y->n, y->h, y->w, y->c, 4);
+        struct tensor old = filled(r, y->n, y->h, y->w, y->c, 4 + first * ROW_SEEDS);
         op_copy(r, y, &old);
     }
     op_layer(r, y, c->l, &x, c->accumulate);
+}
+
+static void run_layer(struct run *r, const void *arg, struct tensor *y)
+{
+    run_layer_from(r, arg, 0, y);
 }
 
 static const struct layer_case layer_cases[] = {
@@ -219,6 +229,153 @@ Test(backend, layer_rows_do_not_depend_on_their_neighbours)
         free(first);
         free(w);
         free(b);
+    }
+}
+
+/* ---- Winograd ----------------------------------------------------------------------------- */
+
+static const struct layer_case winograd_cases[] = {
+    {1, 8, 8, 160, 160, 3, 1, {1, 1, 1, 1}, true, false, NULL},
+    {3, 16, 16, 96, 96, 3, 1, {1, 1, 1, 1}, true, true, NULL},
+    {2, 32, 32, 32, 32, 3, 1, {1, 1, 1, 1}, true, false, NULL},
+    {1, 10, 14, 48, 80, 3, 1, {1, 1, 1, 1}, false, false, NULL}, /* the last block not full */
+    {3, 4, 18, 32, 112, 3, 1, {1, 1, 1, 1}, false, true, NULL},  /* blocks of two rows */
+    {1, 64, 4, 128, 32, 3, 1, {1, 1, 1, 1}, true, true, NULL},
+    {1, 16, 16, 320, 320, 3, 1, {1, 1, 1, 1}, true, false, NULL},
+};
+
+/* Layers that must not be: odd, too narrow, too few tiles, too many weights, not padded all around. */
+static const struct layer_case direct_cases[] = {
+    {1, 9, 16, 96, 96, 3, 1, {1, 1, 1, 1}, true, false, NULL},
+    {1, 16, 16, 96, 24, 3, 1, {1, 1, 1, 1}, true, false, NULL},
+    {8, 4, 4, 96, 96, 3, 1, {1, 1, 1, 1}, true, false, NULL},
+    {1, 16, 16, 512, 512, 3, 1, {1, 1, 1, 1}, true, false, NULL},
+    {1, 16, 16, 96, 96, 3, 1, {0, 0, 1, 1}, true, false, NULL},
+    {1, 16, 16, 96, 96, 3, 2, {1, 1, 1, 1}, true, false, NULL},
+};
+
+/* The case's layer, which its owner releases with drop_layer. */
+static void make_layer(struct layer *l, struct layer_case *c)
+{
+    float *w = malloc((size_t)c->out * (size_t)c->in * (size_t)(c->k * c->k) * sizeof *w);
+    float *b = malloc((size_t)c->out * sizeof *b);
+    fill_layer(l, c, w, b);
+    if (!c->bias)
+        free(b);
+    c->l = l;
+}
+
+static void drop_layer(struct layer *l)
+{
+    free((void *)l->w.data);
+    free((void *)l->b.data);
+}
+
+/* Whether oneDNN has the products that Winograd wants; WEFT_TEST_ISA limits only our own kernels. */
+static bool has_brgemm(void)
+{
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && !getenv("ONEDNN_MAX_CPU_ISA");
+}
+
+static void check_winograd(struct layer_case c, enum isa isa, int threads, bool is,
+                           const struct io *want)
+{
+    struct device *dev = test_device_isa("cpu", isa, threads);
+    struct layer l;
+    make_layer(&l, &c);
+    struct io got = compute(dev, run_layer, &c);
+    const char *kind = dev->be->layer_kind(&l, 0);
+    double e = test_error(got.y, want->y, want->n);
+    cr_expect_leq(e, BOUND, "%dx%d %d -> %d: %.2e", c.h, c.w, c.in, c.out, e);
+    if (has_brgemm())
+        cr_expect_eq(!strncmp(kind, "winograd", 8), is, "%dx%d %d -> %d runs on %s", c.h, c.w, c.in,
+                     c.out, kind);
+    layer_release(dev, &l);
+    drop_layer(&l);
+    drop(&got);
+    device_close(dev);
+}
+
+/* Close to double on all instruction sets, and taken where it should be. */
+static void check_against_ref(const struct layer_case *at, bool is)
+{
+    struct device *d64 = test_device("ref64");
+    struct layer_case c = *at;
+    struct layer l;
+    make_layer(&l, &c);
+    struct io want = compute(d64, run_layer, &c);
+    for (int isa = ISA_PLAIN; isa <= ISA_AVX512; isa++)
+        check_winograd(c, (enum isa)isa, 1 + isa % 2, is, &want);
+    layer_release(d64, &l);
+    drop_layer(&l);
+    drop(&want);
+    device_close(d64);
+}
+
+Test(backend, winograd)
+{
+    for (size_t i = 0; i < sizeof winograd_cases / sizeof *winograd_cases; i++)
+        check_against_ref(&winograd_cases[i], true);
+    for (size_t i = 0; i < sizeof direct_cases / sizeof *direct_cases; i++)
+        check_against_ref(&direct_cases[i], false);
+}
+
+struct some_rows {
+    struct layer_case c;
+    unsigned first;
+};
+
+static void run_some_rows(struct run *r, const void *arg, struct tensor *y)
+{
+    const struct some_rows *s = arg;
+    run_layer_from(r, &s->c, s->first, y);
+}
+
+static struct io some_rows(const struct layer_case *c, enum isa isa, int threads, int n,
+                           unsigned first)
+{
+    struct device *dev = test_device_isa("cpu", isa, threads);
+    struct some_rows s = {*c, first};
+    struct layer l;
+    s.c.n = n;
+    make_layer(&l, &s.c);
+    struct io io = compute(dev, run_some_rows, &s);
+    layer_release(dev, &l);
+    drop_layer(&l);
+    return io;
+}
+
+/* With the device it ran on. */
+static void drop_rows(struct io *io)
+{
+    struct device *dev = io->r.dev;
+    drop(io);
+    device_close(dev);
+}
+
+/* Each of eight rows that go together has the bits it has alone, with any number of threads and, as sums
+ * are all that our kernels do here, any instruction set. */
+Test(backend, winograd_has_the_same_bits_in_company)
+{
+    for (size_t i = 0; i < sizeof winograd_cases / sizeof *winograd_cases; i++) {
+        const struct layer_case *c = &winograd_cases[i];
+        struct io all = some_rows(c, ISA_BEST, 2, 8, 0);
+        size_t row = all.n / 8;
+        for (unsigned k = 0; k < 8; k++) {
+            struct io one = some_rows(c, k == 3 ? ISA_PLAIN : ISA_BEST, 1 + (int)(k % 3), 1, k);
+            cr_expect(!memcmp(all.y + k * row, one.y, row * sizeof *one.y),
+                      "%dx%d %d -> %d: row %u of eight differs from it alone", c->h, c->w, c->in,
+                      c->out, k);
+            drop_rows(&one);
+        }
+        for (int n = 2; n < 8; n++) {
+            struct io few = some_rows(c, ISA_BEST, 3, n, 0);
+            cr_expect(!memcmp(all.y, few.y, few.n * sizeof *few.y), "%d rows of eight differ", n);
+            drop_rows(&few);
+        }
+        drop_rows(&all);
     }
 }
 

@@ -151,6 +151,14 @@ static const struct graph graphs[] = {
      .c = WIDE,
      .kernel = 3,
      .pad = {1, 1, 1, 1}},
+    {.name = "3 x 3, Winograd's",
+     .make = layer_,
+     .n = 2,
+     .h = 8,
+     .w = 10,
+     .c = 48,
+     .kernel = 3,
+     .pad = {1, 1, 1, 1}},
     {.name = "3 x 3 without pads", .make = layer_, .n = 1, .h = 6, .w = 5, .c = WIDE, .kernel = 3},
     {.name = "by two, even",
      .make = layer_,
@@ -223,16 +231,16 @@ static const struct graph graphs[] = {
     {.name = "concat and up", .make = concat_up, .n = 2, .h = 3, .w = 4, .c = WIDE},
 };
 
-/* Layer i is WIDE in and out, but for the last, which is twice that out; the first has the graph's kernel. */
+/* Layer i is WIDE in and out, but for the last, which is twice that out; the first has the graph's kernel and channels. */
 static void parts_open(struct parts *p, struct device *dev, const struct graph *g)
 {
     struct err err;
     memset(p, 0, sizeof *p);
     for (int i = 0; i < CASE_LAYERS; i++) {
         struct layer *l = &p->l[i];
-        int k = i == 0 && g->kernel ? g->kernel : 1,
-            out = i == 3 && g->make == geglu_ ? 2 * WIDE : WIDE;
-        size_t n = (size_t)(out * WIDE * k * k);
+        int k = i == 0 && g->kernel ? g->kernel : 1, in = i == 0 ? g->c : WIDE,
+            out = i == 3 && g->make == geglu_ ? 2 * WIDE : in;
+        size_t n = (size_t)(out * in * k * k);
         p->w[i] = malloc(n * sizeof(float));
         p->b[i] = malloc((size_t)out * sizeof(float));
         test_fill(p->w[i], n, (unsigned)i + 1);
@@ -240,11 +248,12 @@ static void parts_open(struct parts *p, struct device *dev, const struct graph *
         for (size_t j = 0; j < n; j++)
             p->w[i][j] *= .3f / (float)k;
         *l = (struct layer){
-            .name = "l", .site = -1, .out = out, .in = WIDE, .kh = k, .kw = k, .stride = 1};
+            .name = "l", .site = -1, .out = out, .in = in, .kh = k, .kw = k, .stride = 1};
         l->stride = i == 0 && g->stride ? g->stride : 1;
         memcpy(l->pad, i == 0 ? g->pad : (int[4]){0}, sizeof l->pad);
         l->w = (struct array){.dtype = DT_F32, .ndim = 4, .data = p->w[i]};
-        l->w.dim[0] = (uint64_t)out, l->w.dim[1] = WIDE, l->w.dim[2] = l->w.dim[3] = (uint64_t)k;
+        l->w.dim[0] = (uint64_t)out, l->w.dim[1] = (uint64_t)in,
+        l->w.dim[2] = l->w.dim[3] = (uint64_t)k;
         l->b = (struct array){.dtype = DT_F32, .ndim = 1, .dim = {(uint64_t)out}, .data = p->b[i]};
     }
     p->norm = malloc(2 * WIDE * sizeof(float));

@@ -104,6 +104,11 @@ struct kernels {
     void (*gate)(const struct gate_tile *t);
     /* t [rows, c]; work: c floats, rounded up to vectors */
     void (*route)(float *t, size_t rows, size_t c, const struct route *how, float *work);
+    /* A tile of Winograd's convolution (winograd.h), c a multiple of 16: places to what goes into the 16
+     * products, which lie `apart` floats from each other; and what comes of these to places. */
+    void (*winograd_in)(float *v, size_t apart, const float *const x[16], size_t c);
+    void (*winograd_out)(float *const y[4], const float *m, size_t apart, const float *bias,
+                         bool add, size_t c);
 };
 
 extern const struct kernels kernels_plain, kernels_avx2, kernels_avx512;

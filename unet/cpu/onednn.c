@@ -5,10 +5,12 @@
  * product where that runs on brgemm, whose rows do not depend on how many there are; elsewhere
  * (AVX2) it is a 1 x 1 convolution, since the general product there adds up in an order that varies
  * with the number of rows. Both were checked bit for bit, and tests/test_backend.c holds them to it.
+ * Convolutions that gain by it are Winograd's (winograd.h), whose products are a brgemm too.
  */
-#include "cpu.h"
+#include "winograd.h"
 
 #include <dnnl.h>
+#include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,8 +37,14 @@ struct packed {
     void *data;
 };
 
-/* What a primitive takes beside its weight, more or less: measured. */
-enum { PRIMITIVE_BYTES = 4096 };
+/* What a primitive takes beside its weight, and for each thread but one, more or less: measured. */
+enum { PRIMITIVE_BYTES = 4096, LANE_BYTES = 2560 };
+
+/* What a thread that runs a primitive has of its own. */
+struct lane {
+    dnnl_stream_t stream;
+    dnnl_memory_t src, dst, scratch;
+};
 
 /* The layer on one shape. */
 struct primitive {
@@ -44,9 +52,12 @@ struct primitive {
     int n, h, w;
     bool accumulate;
     dnnl_primitive_t p;
-    dnnl_memory_t src, dst, weight, bias, scratch;
+    dnnl_memory_t weight, bias;
     size_t scratch_size;
-    char name[48]; /* oneDNN's implementation, "brgconv:avx512_core" */
+    struct winograd winograd; /* block not 0: p is its products */
+    char name[48];            /* oneDNN's implementation, "brgconv:avx512_core" */
+    int lanes;
+    struct lane lane[]; /* one, or for Winograd one a thread */
 };
 
 struct cpu_layer {
@@ -120,11 +131,15 @@ static int desc_copy(desc *to, const_desc from)
 #endif
 }
 
+/* What a layer runs as. */
+enum way { WAY_CONV, WAY_MATMUL, WAY_WINOGRAD };
+
 /* The shapes of one call. */
 struct shape {
     desc src, weight, dst, bias;
     dnnl_dims_t stride, pad_l, pad_r;
-    bool matmul;
+    enum way way;
+    int block; /* tiles at once, for WAY_WINOGRAD */
 };
 
 static dnnl_status_t operation(dnnl_primitive_desc_t *pd, const struct shape *s, bool has_bias,
@@ -133,7 +148,7 @@ static dnnl_status_t operation(dnnl_primitive_desc_t *pd, const struct shape *s,
 #if DNNL_VERSION_MAJOR >= 3
     const_desc bias = has_bias ? s->bias : NULL;
     dnnl_dims_t dilate = {0, 0};
-    if (s->matmul)
+    if (s->way != WAY_CONV)
         return dnnl_matmul_primitive_desc_create(pd, engine, s->src, s->weight, bias, s->dst, attr);
     return dnnl_convolution_forward_primitive_desc_create(
         pd, engine, dnnl_forward_inference, dnnl_convolution_direct, s->src, s->weight, bias,
@@ -141,7 +156,7 @@ static dnnl_status_t operation(dnnl_primitive_desc_t *pd, const struct shape *s,
 #else
     const_desc bias = has_bias ? &s->bias : NULL;
     dnnl_status_t rc;
-    if (s->matmul) {
+    if (s->way != WAY_CONV) {
         dnnl_matmul_desc_t d;
         rc = dnnl_matmul_desc_init(&d, &s->src, &s->weight, bias, &s->dst);
         return rc == dnnl_success ? dnnl_primitive_desc_create(pd, &d, attr, engine, NULL) : rc;
@@ -171,7 +186,7 @@ static dnnl_status_t shape_matmul(struct shape *s, const struct layer *l, const 
     dnnl_status_t rc = desc_tag(&s->src, 2, src, dnnl_ab);
     rc = rc == dnnl_success ? desc_tag(&s->weight, 2, w, dnnl_format_tag_any) : rc;
     rc = rc == dnnl_success ? desc_tag(&s->dst, 2, dst, dnnl_ab) : rc;
-    s->matmul = true;
+    s->way = WAY_MATMUL;
     return rc == dnnl_success ? desc_tag(&s->bias, 2, b, dnnl_ab) : rc;
 }
 
@@ -188,8 +203,19 @@ static dnnl_status_t shape_conv(struct shape *s, const struct layer *l, const st
         s->pad_l[i] = l->pad[i];
         s->pad_r[i] = l->pad[i + 2];
     }
-    s->matmul = false;
+    s->way = WAY_CONV;
     return rc == dnnl_success ? desc_tag(&s->bias, 1, b, dnnl_a) : rc;
+}
+
+static dnnl_status_t shape_winograd(struct shape *s, const struct layer *l, int block)
+{
+    dnnl_dims_t src = {WINOGRAD_POINTS, block, l->in}, w = {WINOGRAD_POINTS, l->in, l->out};
+    dnnl_dims_t dst = {WINOGRAD_POINTS, block, l->out};
+    dnnl_status_t rc = desc_tag(&s->src, 3, src, dnnl_abc);
+    rc = rc == dnnl_success ? desc_tag(&s->weight, 3, w, dnnl_format_tag_any) : rc;
+    s->way = WAY_WINOGRAD;
+    s->block = block;
+    return rc == dnnl_success ? desc_tag(&s->dst, 3, dst, dnnl_abc) : rc;
 }
 
 /* Memory of oneDNN's own is never wanted: only handles to ours. */
@@ -200,11 +226,15 @@ static dnnl_status_t handle(dnnl_memory_t *m, const_desc d, const struct onednn 
 
 /* ---- weights --------------------------------------------------------------------------------- */
 
-/* The layer's weight in the order of the file, as an [in, out] matrix or [out, in, kh, kw]. */
-static dnnl_status_t source_desc(desc *d, const struct layer *l, bool matmul)
+/* The layer's weight in the order of the file, as an [in, out] matrix or [out, in, kh, kw]; or what
+ * winograd_weight makes of it. */
+static dnnl_status_t source_desc(desc *d, const struct layer *l, enum way way)
 {
     dnnl_dims_t m = {l->in, l->out}, c = {l->out, l->in, l->kh, l->kw};
-    return matmul ? desc_tag(d, 2, m, dnnl_ba) : desc_tag(d, 4, c, dnnl_oihw);
+    dnnl_dims_t u = {WINOGRAD_POINTS, l->in, l->out};
+    if (way == WAY_WINOGRAD)
+        return desc_tag(d, 3, u, dnnl_abc);
+    return way == WAY_MATMUL ? desc_tag(d, 2, m, dnnl_ba) : desc_tag(d, 4, c, dnnl_oihw);
 }
 
 static dnnl_status_t reorder(const struct onednn *dn, const_desc from, float *src, const_desc to,
@@ -266,14 +296,34 @@ static int plain_weight(float **out, const struct layer *l, struct err *err)
     return rc;
 }
 
+/* The weight that source_desc describes, new. */
+static int source_weight(float **out, const struct layer *l, enum way way, struct err *err)
+{
+    size_t n = WINOGRAD_POINTS * (size_t)l->in * (size_t)l->out;
+    float *plain = NULL, *u = NULL;
+    int rc = plain_weight(&plain, l, err);
+    if (rc < 0 || way != WAY_WINOGRAD) {
+        *out = plain;
+        return rc;
+    }
+    u = malloc(n * sizeof *u);
+    if (u)
+        winograd_weight(u, plain, l->in, l->out);
+    else
+        rc = err_nomem(err, n * sizeof *u);
+    free(plain);
+    *out = u;
+    return rc;
+}
+
 /* Converts, checks and reorders the layer's weight to `to`. */
-static int pack(struct device *dev, const struct onednn *dn, struct layer *l, bool matmul,
+static int pack(struct device *dev, const struct onednn *dn, struct layer *l, enum way way,
                 const_desc to, struct packed **out, struct err *err)
 {
     struct packed *k = calloc(1, sizeof *k);
     float *plain = NULL;
     desc from;
-    int rc = k ? plain_weight(&plain, l, err) : err_nomem(err, sizeof *k);
+    int rc = k ? source_weight(&plain, l, way, err) : err_nomem(err, sizeof *k);
 
     memset(&from, 0, sizeof from);
     if (rc < 0)
@@ -283,7 +333,7 @@ static int pack(struct device *dev, const struct onednn *dn, struct layer *l, bo
         rc = err_nomem(err, dnnl_memory_desc_get_size(to));
         goto out;
     }
-    dnnl_status_t s = source_desc(&from, l, matmul);
+    dnnl_status_t s = source_desc(&from, l, way);
     s = s == dnnl_success ? reorder(dn, DESC(from), plain, to, k->data) : s;
     if (s != dnnl_success || desc_copy(&k->d, to) < 0) {
         rc = failed(err, l, s, "reorder the weight");
@@ -300,7 +350,7 @@ out:
     return rc;
 }
 
-static int packed_for(struct device *dev, const struct onednn *dn, struct layer *l, bool matmul,
+static int packed_for(struct device *dev, const struct onednn *dn, struct layer *l, enum way way,
                       const_desc want, struct packed **out, struct err *err)
 {
     struct cpu_layer *cl = l->impl;
@@ -309,7 +359,7 @@ static int packed_for(struct device *dev, const struct onednn *dn, struct layer 
             *out = k;
             return 0;
         }
-    int rc = pack(dev, dn, l, matmul, want, out, err);
+    int rc = pack(dev, dn, l, way, want, out, err);
     if (rc < 0)
         return rc;
     (*out)->next = cl->packed;
@@ -336,12 +386,23 @@ static int bias_for(struct device *dev, struct layer *l, struct err *err)
 
 /* ---- primitives ------------------------------------------------------------------------------ */
 
+static void memory_drop(dnnl_memory_t m)
+{
+    if (m)
+        dnnl_memory_destroy(m);
+}
+
 static void primitive_free(struct primitive *p)
 {
-    dnnl_memory_t m[] = {p->src, p->dst, p->weight, p->bias, p->scratch};
-    for (size_t i = 0; i < sizeof m / sizeof *m; i++)
-        if (m[i])
-            dnnl_memory_destroy(m[i]);
+    for (int i = 0; i < p->lanes; i++) {
+        memory_drop(p->lane[i].src);
+        memory_drop(p->lane[i].dst);
+        memory_drop(p->lane[i].scratch);
+        if (p->lane[i].stream)
+            dnnl_stream_destroy(p->lane[i].stream);
+    }
+    memory_drop(p->weight);
+    memory_drop(p->bias);
     if (p->p)
         dnnl_primitive_destroy(p->p);
     free(p);
@@ -375,17 +436,53 @@ static const char *impl_name(dnnl_primitive_desc_t pd)
     return s ? s : "?";
 }
 
+/* oneDNN plans for as many threads as there are when it is asked, but each of Winograd's products is one
+ * thread's. Sets how many, and returns how many there were. */
+static int plan_for(int threads)
+{
+    int before = omp_get_max_threads();
+    if (threads != before)
+        omp_set_num_threads(threads);
+    return before;
+}
+
+/* Winograd's way, where oneDNN has a brgemm for it: *pd stays NULL else. */
+static dnnl_status_t choose_winograd(const struct onednn *dn, const struct layer *l, int block,
+                                     struct shape *s, dnnl_primitive_desc_t *pd)
+{
+    dnnl_primitive_attr_t attr = NULL;
+    dnnl_status_t rc = attributes(&attr, false);
+    int before = plan_for(1);
+
+    rc = rc == dnnl_success ? shape_winograd(s, l, block) : rc;
+    rc = rc == dnnl_success ? operation(pd, s, false, attr, dn->engine) : rc;
+    if (rc != dnnl_success || strncmp(impl_name(*pd), "brg", 3) != 0) {
+        if (*pd)
+            dnnl_primitive_desc_destroy(*pd);
+        *pd = NULL;
+        shape_drop(s);
+        s->block = 0;
+    }
+    plan_for(before);
+    if (attr)
+        dnnl_primitive_attr_destroy(attr);
+    return rc;
+}
+
 /* What oneDNN offers for the layer on this shape: a matrix product where its rows are independent
- * of one another, else a convolution. */
+ * of one another, else a convolution, Winograd's or its own. The number of rows has no say in it. */
 static dnnl_status_t choose(const struct onednn *dn, const struct layer *l, const struct tensor *x,
                             const struct tensor *y, bool accumulate, struct shape *s,
                             dnnl_primitive_desc_t *pd)
 {
     bool linear = l->kh * l->kw == 1 && l->stride == 1 && !l->pad[0] && !l->pad[1];
+    int block = winograd_block(l, x);
     dnnl_primitive_attr_t attr = NULL;
-    dnnl_status_t rc = attributes(&attr, accumulate);
 
     *pd = NULL;
+    if (block && choose_winograd(dn, l, block, s, pd) == dnnl_success && *pd)
+        return dnnl_success;
+    dnnl_status_t rc = attributes(&attr, accumulate);
     if (rc == dnnl_success && linear) {
         rc = shape_matmul(s, l, x);
         rc = rc == dnnl_success ? operation(pd, s, l->b.data != NULL, attr, dn->engine) : rc;
@@ -404,22 +501,83 @@ out:
     return rc;
 }
 
+static dnnl_status_t lane_fill(struct lane *a, const struct onednn *dn, const struct shape *s,
+                               const_desc scratch)
+{
+    dnnl_status_t rc = dnnl_stream_create(&a->stream, dn->engine, dnnl_stream_default_flags);
+    rc = rc == dnnl_success ? handle(&a->src, DESC(s->src), dn, NULL) : rc;
+    rc = rc == dnnl_success ? handle(&a->dst, DESC(s->dst), dn, NULL) : rc;
+    if (rc == dnnl_success && scratch)
+        rc = handle(&a->scratch, scratch, dn, NULL);
+    return rc;
+}
+
 static dnnl_status_t primitive_fill(struct primitive *p, const struct onednn *dn,
                                     dnnl_primitive_desc_t pd, const struct shape *s,
                                     struct packed *k, float *bias)
 {
     const_desc scratch = dnnl_primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0);
-    snprintf(p->name, sizeof p->name, "%s", impl_name(pd));
+    bool winograd = s->way == WAY_WINOGRAD;
+    snprintf(p->name, sizeof p->name, "%s%s", winograd ? "winograd+" : "", impl_name(pd));
     p->scratch_size = scratch ? dnnl_memory_desc_get_size(scratch) : 0;
+    int before = plan_for(winograd ? 1 : omp_get_max_threads());
     dnnl_status_t rc = dnnl_primitive_create(&p->p, pd);
-    rc = rc == dnnl_success ? handle(&p->src, DESC(s->src), dn, NULL) : rc;
-    rc = rc == dnnl_success ? handle(&p->dst, DESC(s->dst), dn, NULL) : rc;
+    plan_for(before);
     rc = rc == dnnl_success ? handle(&p->weight, DESC(k->d), dn, k->data) : rc;
-    if (rc == dnnl_success && bias)
+    if (rc == dnnl_success && bias && !winograd)
         rc = handle(&p->bias, DESC(s->bias), dn, bias);
-    if (rc == dnnl_success && p->scratch_size)
-        rc = handle(&p->scratch, scratch, dn, NULL);
+    for (int i = 0; i < p->lanes && rc == dnnl_success; i++)
+        rc = lane_fill(&p->lane[i], dn, s, p->scratch_size ? scratch : NULL);
     return rc;
+}
+
+/* Runs p on the calling thread's lane. */
+static dnnl_status_t execute(struct primitive *p, int thread, void *src, void *dst, void *scratch)
+{
+    struct lane *a = &p->lane[thread];
+    dnnl_exec_arg_t args[5] = {
+        {DNNL_ARG_SRC, a->src}, {DNNL_ARG_WEIGHTS, p->weight}, {DNNL_ARG_DST, a->dst}};
+    int n = 3;
+    dnnl_memory_set_data_handle(a->src, src);
+    dnnl_memory_set_data_handle(a->dst, dst);
+    if (p->bias)
+        args[n++] = (dnnl_exec_arg_t){DNNL_ARG_BIAS, p->bias};
+    if (a->scratch) {
+        dnnl_memory_set_data_handle(a->scratch, scratch);
+        args[n++] = (dnnl_exec_arg_t){DNNL_ARG_SCRATCHPAD, a->scratch};
+    }
+    dnnl_status_t rc = dnnl_primitive_execute(p->p, a->stream, n, args);
+    return rc == dnnl_success ? dnnl_stream_wait(a->stream) : rc;
+}
+
+/* Winograd's products of one block (winograd.h). */
+static int product(void *user, int thread, float *v, float *m, void *room)
+{
+    dnnl_status_t rc = execute(user, thread, v, m, room);
+    return rc == dnnl_success ? 0 : -(int)rc;
+}
+
+static struct winograd winograd_of(struct primitive *p, const struct layer *l, int block)
+{
+    return (struct winograd){.in = l->in,
+                             .out = l->out,
+                             .block = block,
+                             .room = p->scratch_size,
+                             .product = product,
+                             .user = p};
+}
+
+static struct primitive *primitive_alloc(const struct tensor *x, bool accumulate, int lanes)
+{
+    struct primitive *p = calloc(1, sizeof *p + (size_t)lanes * sizeof *p->lane);
+    if (!p)
+        return NULL;
+    p->n = x->n;
+    p->h = x->h;
+    p->w = x->w;
+    p->accumulate = accumulate;
+    p->lanes = lanes;
+    return p;
 }
 
 static int primitive_new(struct device *dev, const struct onednn *dn, struct layer *l,
@@ -427,22 +585,25 @@ static int primitive_new(struct device *dev, const struct onednn *dn, struct lay
                          struct primitive **out, struct err *err)
 {
     struct cpu_layer *cl = l->impl;
-    struct primitive *p = calloc(1, sizeof *p);
+    struct primitive *p = NULL;
     dnnl_primitive_desc_t pd = NULL;
     struct packed *k = NULL;
     struct shape s;
     int rc = 0;
 
     memset(&s, 0, sizeof s);
-    if (!p)
-        return err_nomem(err, sizeof *p);
     dnnl_status_t st = choose(dn, l, x, y, accumulate, &s, &pd);
     if (st != dnnl_success) {
         rc = failed(err, l, st, "be asked for this shape");
         goto out;
     }
+    p = primitive_alloc(x, accumulate, s.way == WAY_WINOGRAD ? dev->threads : 1);
+    if (!p) {
+        rc = err_nomem(err, sizeof *p);
+        goto out;
+    }
     const_desc want = dnnl_primitive_desc_query_md(pd, dnnl_query_weights_md, 0);
-    rc = packed_for(dev, dn, l, s.matmul, want, &k, err);
+    rc = packed_for(dev, dn, l, s.way, want, &k, err);
     rc = rc < 0 ? rc : bias_for(dev, l, err);
     if (rc < 0)
         goto out;
@@ -451,7 +612,7 @@ static int primitive_new(struct device *dev, const struct onednn *dn, struct lay
         rc = failed(err, l, st, "make the primitive");
         goto out;
     }
-    p->n = x->n, p->h = x->h, p->w = x->w, p->accumulate = accumulate;
+    p->winograd = winograd_of(p, l, s.block);
     p->next = cl->primitive;
     cl->primitive = *out = p;
     p = NULL;
@@ -482,15 +643,20 @@ static int primitive_for(struct device *dev, const struct onednn *dn, struct lay
     return primitive_new(dev, dn, l, x, y, accumulate, out, err);
 }
 
+/* What p wants of cpu_scratch. */
+static size_t scratch_of(const struct device *dev, const struct primitive *p)
+{
+    return p->winograd.block ? winograd_scratch(dev, &p->winograd) : p->scratch_size;
+}
+
 int onednn_layer_prepare(struct device *dev, const struct tensor *y, struct layer *l,
                          const struct tensor *x, bool accumulate, struct err *err)
 {
     const struct onednn *dn = ((struct cpu *)dev->impl)->dnnl;
     struct primitive *p = NULL;
     int rc = primitive_for(dev, dn, l, x, y, accumulate, &p, err);
-    if (rc == 0 && p->scratch_size && !cpu_scratch(dev, p->scratch_size))
-        rc = err_nomem(err, p->scratch_size);
-    return rc;
+    size_t bytes = rc == 0 ? scratch_of(dev, p) : 0;
+    return bytes && !cpu_scratch(dev, bytes) ? err_nomem(err, bytes) : rc;
 }
 
 int onednn_layer(struct device *dev, struct tensor *y, struct layer *l, const struct tensor *x,
@@ -502,24 +668,16 @@ int onednn_layer(struct device *dev, struct tensor *y, struct layer *l, const st
     if (rc < 0)
         return rc;
 
-    void *scratch = NULL;
-    if (p->scratch_size) {
-        scratch = cpu_scratch(dev, p->scratch_size);
-        if (!scratch)
-            return err_nomem(err, p->scratch_size);
-        dnnl_memory_set_data_handle(p->scratch, scratch);
-    }
-    dnnl_memory_set_data_handle(p->src, x->data);
-    dnnl_memory_set_data_handle(p->dst, y->data);
-    dnnl_exec_arg_t args[5] = {
-        {DNNL_ARG_SRC, p->src}, {DNNL_ARG_WEIGHTS, p->weight}, {DNNL_ARG_DST, p->dst}};
-    int n = 3;
-    if (p->bias)
-        args[n++] = (dnnl_exec_arg_t){DNNL_ARG_BIAS, p->bias};
-    if (p->scratch)
-        args[n++] = (dnnl_exec_arg_t){DNNL_ARG_SCRATCHPAD, p->scratch};
-    dnnl_status_t st = dnnl_primitive_execute(p->p, dn->stream, n, args);
-    st = st == dnnl_success ? dnnl_stream_wait(dn->stream) : st;
+    size_t bytes = scratch_of(dev, p);
+    void *scratch = bytes ? cpu_scratch(dev, bytes) : NULL;
+    if (bytes && !scratch)
+        return err_nomem(err, bytes);
+    const struct cpu_layer *cl = l->impl;
+    dnnl_status_t st;
+    if (p->winograd.block)
+        st = (dnnl_status_t)-winograd_run(dev, &p->winograd, y, x, cl->bias, accumulate, scratch);
+    else
+        st = execute(p, 0, x->data, y->data, scratch);
     return st == dnnl_success ? 0 : failed(err, l, st, "run");
 }
 
@@ -636,7 +794,7 @@ size_t onednn_layer_bytes(const struct layer *l)
     for (const struct packed *k = cl ? cl->packed : NULL; k; k = k->next)
         n += dnnl_memory_desc_get_size(DESC(k->d));
     for (const struct primitive *p = cl ? cl->primitive : NULL; p; p = p->next)
-        n += PRIMITIVE_BYTES;
+        n += PRIMITIVE_BYTES + (size_t)(p->lanes - 1) * LANE_BYTES;
     return n;
 }
 
