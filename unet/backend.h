@@ -120,6 +120,14 @@ struct gating {
     const float *wave;             /* [rows of y, GATE_WAVES] of each row's time; host memory */
 };
 
+/* y += s * up(down(x)) by matrix products; t is room for what comes down. */
+struct chain {
+    const struct layer *down, *up;
+    struct tensor x, t, y;
+    double s;
+};
+enum { CHAINS_MOST = 8 };
+
 struct backend {
     const char *name;
     const char *about; /* one line for people */
@@ -151,6 +159,10 @@ struct backend {
      * x [n, h*w, in], y [n, oh*ow, out]. */
     int (*layer)(struct device *dev, struct tensor *y, const struct layer *l,
                  const struct tensor *x, bool accumulate, struct err *err);
+
+    /* Each of n chains at once, of which no two share a layer or rows of y: the adapters of a batch, of whatever ranks.
+     * prepare: without computing, as layer_prepare. Optional: NULL where one after another does as well. */
+    int (*chains)(struct device *dev, const struct chain *c, int n, bool prepare, struct err *err);
 
     /* Group norm over (h*w, c/groups) of x + add, then the activation. add is [n, 1, c] or NULL.
      * y may be x. */

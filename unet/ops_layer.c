@@ -127,6 +127,71 @@ static void chain(struct run *r, struct tensor *y, const struct layer *down, con
     run_pop(r, mark);
 }
 
+/* What a branch does at a site, unless that goes through gates; or NULL. */
+static const struct bound *acts(const struct run *r, const struct branch *b, int site)
+{
+    const struct bound *d = site < 0 || b->strength == 0 ? NULL : b->adapter->at[site];
+    return d && !is_gated(r, b, site) ? d : NULL;
+}
+
+static bool is_product(const struct layer *l)
+{
+    return l->out && l->kh * l->kw == 1 && l->stride == 1;
+}
+
+/* Whether a branch is one chain of products at a layer and nothing else, which comes in whole. */
+static bool is_chain(const struct run *r, const struct branch *br, const struct bound *b,
+                     const struct layer *l)
+{
+    return !br->joint && !b->next && is_product(&b->side.down) && is_product(&b->side.up) &&
+           !b->side.up2.out && is_whole(r, br, l);
+}
+
+/* Chains of branches from the i-th on, each another adapter's on other rows: *n of them, and the branch behind the last. */
+static int gather(const struct run *r, int i, const struct tensor *y, const struct layer *l,
+                  const struct tensor *x, struct chain *c, int *n)
+{
+    int row1 = 0;
+    for (*n = 0; i < r->n_branch && *n < CHAINS_MOST; i++) {
+        const struct branch *br = &r->branch[i];
+        const struct bound *b = acts(r, br, l->site);
+        bool twice = br->row0 < row1;
+        if (!b)
+            continue;
+        for (int k = 0; k < *n; k++)
+            twice = twice || c[k].down == &b->side.down;
+        if (twice || !is_chain(r, br, b, l))
+            break;
+        row1 = br->row1;
+        c[(*n)++] = (struct chain){.down = &b->side.down,
+                                   .up = &b->side.up,
+                                   .x = tensor_rows(x, br->row0, br->row1 - br->row0),
+                                   .y = tensor_rows(y, br->row0, br->row1 - br->row0),
+                                   .s = (double)br->strength * b->factor * b->side.scale};
+    }
+    return i;
+}
+
+/* All of them at once where the backend can, which is what a batch of many adapters needs (S-LoRA, Sheng et al. 2023). */
+static void run_chains(struct run *r, struct chain *c, int n)
+{
+    unsigned mark = run_mark(r);
+    const struct backend *be = r->dev->be;
+    for (int i = 0; i < n; i++)
+        c[i].t = run_layer_tensor(r, c[i].down, &c[i].x);
+    if (be->chains && !r->err.code && (!r->measuring || r->preparing)) {
+        be->chains(r->dev, c, n, r->preparing, &r->err);
+    } else {
+        for (int i = 0; i < n; i++) {
+            const struct tensor *t = &c[i].t;
+            one_layer(r, &c[i].t, c[i].down, &c[i].x, false);
+            op_lincomb(r, &c[i].t, 1, &c[i].s, &t, 0);
+            one_layer(r, &c[i].y, c[i].up, &c[i].t, true);
+        }
+    }
+    run_pop(r, mark);
+}
+
 /* y += strength * (gain o h + shift), of which as much comes in as of the branch (NULL: all). */
 static void add_gain(struct run *r, struct tensor *y, const struct tensor *h, const struct bound *b,
                      float strength, const struct branch *of, const struct layer *l)
@@ -368,10 +433,31 @@ static void watch_layer(struct run *r, const struct layer *l, const struct tenso
     r->watch = w;
 }
 
+/* What the i-th branch adds; returns the next. Branches of other adapters behind it may be taken along. */
+static int add_branch(struct run *r, int i, struct tensor *y, const struct layer *l,
+                      const struct tensor *x)
+{
+    struct chain c[CHAINS_MOST];
+    int n, behind = gather(r, i, y, l, x, c, &n);
+    if (n > 1) {
+        run_chains(r, c, n);
+        return behind;
+    }
+    const struct branch *br = &r->branch[i];
+    const struct joined *j = br->joint ? br->joint->at[l->site] : NULL;
+    struct tensor xs = tensor_rows(x, br->row0, br->row1 - br->row0);
+    struct tensor ys = tensor_rows(y, br->row0, br->row1 - br->row0);
+    for (const struct bound *b = acts(r, br, l->site); b; b = b->next) {
+        if (j && br->part == j->part[0])
+            chain_joined(r, &ys, l, j, br - br->part, &xs);
+        add_chains(r, &ys, b, br->strength, &xs, j && j->has[br->part], br, l);
+    }
+    return i + 1;
+}
+
 void op_layer(struct run *r, struct tensor *y, const struct layer *l, const struct tensor *x,
               bool accumulate)
 {
-    int i = -1;
     struct tape *tape = r->tape;
     const struct step s = {
         .kind = STEP_LAYER,
@@ -391,15 +477,7 @@ void op_layer(struct run *r, struct tensor *y, const struct layer *l, const stru
         base_layer(r, y, l, x, accumulate);
     if (r->gate_watch && l->site >= 0)
         watch_shares(r, l, y);
-    for (const struct bound *b = next_bound(r, l->site, &i, NULL); b;
-         b = next_bound(r, l->site, &i, b)) {
-        const struct branch *br = &r->branch[i];
-        const struct joined *j = br->joint ? br->joint->at[l->site] : NULL;
-        struct tensor xs = tensor_rows(x, br->row0, br->row1 - br->row0);
-        struct tensor ys = tensor_rows(y, br->row0, br->row1 - br->row0);
-        if (j && br->part == j->part[0])
-            chain_joined(r, &ys, l, j, br - br->part, &xs);
-        add_chains(r, &ys, b, br->strength, &xs, j && j->has[br->part], br, l);
-    }
+    for (int i = 0; i < r->n_branch;)
+        i = add_branch(r, i, y, l, x);
     r->tape = tape;
 }

@@ -448,6 +448,7 @@ const struct backend backend_cpu = {
     .upload = cpu_upload,
     .download = cpu_download,
     .layer_prepare = cpu_layer_prepare,
+    .chains = onednn_chains,
     .layer_kind = onednn_layer_kind,
     .layer_bytes = onednn_layer_bytes,
     .layer_release = onednn_layer_release,

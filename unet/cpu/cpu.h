@@ -27,6 +27,8 @@ int onednn_layer(struct device *dev, struct tensor *y, struct layer *l, const st
                  bool accumulate, struct err *err);
 int onednn_layer_prepare(struct device *dev, const struct tensor *y, struct layer *l,
                          const struct tensor *x, bool accumulate, struct err *err);
+/* As backend.h has it. */
+int onednn_chains(struct device *dev, const struct chain *c, int n, bool prepare, struct err *err);
 /* dx = W^T dy, as a layer of its own with the weight turned over, which lies in l->impl too. */
 size_t onednn_layer_back_scratch(const struct layer *l, const struct tensor *dx,
                                  const struct tensor *dy);

@@ -51,6 +51,7 @@ struct primitive {
     struct primitive *next;
     int n, h, w;
     bool accumulate;
+    bool lone; /* planned for one thread */
     dnnl_primitive_t p;
     dnnl_memory_t weight, bias;
     size_t scratch_size;
@@ -567,7 +568,8 @@ static struct winograd winograd_of(struct primitive *p, const struct layer *l, i
                              .user = p};
 }
 
-static struct primitive *primitive_alloc(const struct tensor *x, bool accumulate, int lanes)
+static struct primitive *primitive_alloc(const struct tensor *x, bool accumulate, bool lone,
+                                         int lanes)
 {
     struct primitive *p = calloc(1, sizeof *p + (size_t)lanes * sizeof *p->lane);
     if (!p)
@@ -576,12 +578,13 @@ static struct primitive *primitive_alloc(const struct tensor *x, bool accumulate
     p->h = x->h;
     p->w = x->w;
     p->accumulate = accumulate;
+    p->lone = lone;
     p->lanes = lanes;
     return p;
 }
 
 static int primitive_new(struct device *dev, const struct onednn *dn, struct layer *l,
-                         const struct tensor *x, const struct tensor *y, bool accumulate,
+                         const struct tensor *x, const struct tensor *y, bool accumulate, bool lone,
                          struct primitive **out, struct err *err)
 {
     struct cpu_layer *cl = l->impl;
@@ -589,7 +592,7 @@ static int primitive_new(struct device *dev, const struct onednn *dn, struct lay
     dnnl_primitive_desc_t pd = NULL;
     struct packed *k = NULL;
     struct shape s;
-    int rc = 0;
+    int rc = 0, before = plan_for(lone ? 1 : omp_get_max_threads());
 
     memset(&s, 0, sizeof s);
     dnnl_status_t st = choose(dn, l, x, y, accumulate, &s, &pd);
@@ -597,7 +600,7 @@ static int primitive_new(struct device *dev, const struct onednn *dn, struct lay
         rc = failed(err, l, st, "be asked for this shape");
         goto out;
     }
-    p = primitive_alloc(x, accumulate, s.way == WAY_WINOGRAD ? dev->threads : 1);
+    p = primitive_alloc(x, accumulate, lone, s.way == WAY_WINOGRAD ? dev->threads : 1);
     if (!p) {
         rc = err_nomem(err, sizeof *p);
         goto out;
@@ -617,6 +620,7 @@ static int primitive_new(struct device *dev, const struct onednn *dn, struct lay
     cl->primitive = *out = p;
     p = NULL;
 out:
+    plan_for(before);
     if (p)
         primitive_free(p);
     if (pd)
@@ -626,7 +630,7 @@ out:
 }
 
 static int primitive_for(struct device *dev, const struct onednn *dn, struct layer *l,
-                         const struct tensor *x, const struct tensor *y, bool accumulate,
+                         const struct tensor *x, const struct tensor *y, bool accumulate, bool lone,
                          struct primitive **out, struct err *err)
 {
     struct cpu_layer *cl = l->impl;
@@ -636,11 +640,12 @@ static int primitive_for(struct device *dev, const struct onednn *dn, struct lay
             return err_nomem(err, sizeof *cl);
     }
     for (struct primitive *p = cl->primitive; p; p = p->next)
-        if (p->n == x->n && p->h == x->h && p->w == x->w && p->accumulate == accumulate) {
+        if (p->n == x->n && p->h == x->h && p->w == x->w && p->accumulate == accumulate &&
+            p->lone == lone) {
             *out = p;
             return 0;
         }
-    return primitive_new(dev, dn, l, x, y, accumulate, out, err);
+    return primitive_new(dev, dn, l, x, y, accumulate, lone, out, err);
 }
 
 /* What p wants of cpu_scratch. */
@@ -654,7 +659,7 @@ int onednn_layer_prepare(struct device *dev, const struct tensor *y, struct laye
 {
     const struct onednn *dn = ((struct cpu *)dev->impl)->dnnl;
     struct primitive *p = NULL;
-    int rc = primitive_for(dev, dn, l, x, y, accumulate, &p, err);
+    int rc = primitive_for(dev, dn, l, x, y, accumulate, false, &p, err);
     size_t bytes = rc == 0 ? scratch_of(dev, p) : 0;
     return bytes && !cpu_scratch(dev, bytes) ? err_nomem(err, bytes) : rc;
 }
@@ -664,7 +669,7 @@ int onednn_layer(struct device *dev, struct tensor *y, struct layer *l, const st
 {
     const struct onednn *dn = ((struct cpu *)dev->impl)->dnnl;
     struct primitive *p = NULL;
-    int rc = primitive_for(dev, dn, l, x, y, accumulate, &p, err);
+    int rc = primitive_for(dev, dn, l, x, y, accumulate, false, &p, err);
     if (rc < 0)
         return rc;
 
@@ -679,6 +684,53 @@ int onednn_layer(struct device *dev, struct tensor *y, struct layer *l, const st
     else
         st = execute(p, 0, x->data, y->data, scratch);
     return st == dnnl_success ? 0 : failed(err, l, st, "run");
+}
+
+/* ---- chains ---------------------------------------------------------------------------------- */
+
+/* A chain's two products, each one thread's. */
+static int chain_primitives(struct device *dev, const struct chain *c, struct primitive *p[2],
+                            struct err *err)
+{
+    const struct onednn *dn = ((struct cpu *)dev->impl)->dnnl;
+    int rc = primitive_for(dev, dn, (struct layer *)c->down, &c->x, &c->t, false, true, &p[0], err);
+    return rc < 0 ? rc
+                  : primitive_for(dev, dn, (struct layer *)c->up, &c->t, &c->y, true, true, &p[1],
+                                  err);
+}
+
+static dnnl_status_t run_chain(const struct device *dev, const struct chain *c,
+                               struct primitive *const p[2], void *scratch)
+{
+    float *t = c->t.data;
+    const float *from = t, s = (float)c->s;
+    dnnl_status_t st = execute(p[0], 0, c->x.data, t, scratch);
+    kernels_of(dev)->lincomb(t, tensor_count(&c->t), 1, &s, &from, 0);
+    return st == dnnl_success ? execute(p[1], 0, t, c->y.data, scratch) : st;
+}
+
+int onednn_chains(struct device *dev, const struct chain *c, int n, bool prepare, struct err *err)
+{
+    struct primitive *p[CHAINS_MOST][2];
+    size_t each = 0;
+    int rc = 0, bad = 0;
+    for (int i = 0; i < n && rc == 0; i++) {
+        rc = chain_primitives(dev, &c[i], p[i], err);
+        for (int k = 0; k < 2 && rc == 0; k++)
+            each = p[i][k]->scratch_size > each ? p[i][k]->scratch_size : each;
+    }
+    each = (each + 63) / 64 * 64;
+    char *scratch = rc == 0 && each ? cpu_scratch(dev, each * (size_t)n) : NULL;
+    if (rc == 0 && each && !scratch)
+        rc = err_nomem(err, each * (size_t)n);
+    if (rc < 0 || prepare)
+        return rc;
+#pragma omp parallel for schedule(dynamic) num_threads(dev->threads) reduction(max : bad)
+    for (int i = 0; i < n; i++) {
+        int st = (int)run_chain(dev, &c[i], p[i], each ? scratch + (size_t)i * each : NULL);
+        bad = st > bad ? st : bad;
+    }
+    return bad ? failed(err, c->down, (dnnl_status_t)bad, "run") : 0;
 }
 
 /* ---- the way back ---------------------------------------------------------------------------- */
