@@ -2,6 +2,7 @@
 #include "auto.h"
 #include "enqueue.h"
 #include "gallery.h"
+#include "job_name.h"
 #include "shelf.h"
 #include "workshop.h"
 
@@ -295,7 +296,7 @@ static int parse(struct batch *b, const struct option *o, int argc, char **argv,
     if (rc == 0 && !b->out)
         rc = err_set(err, ERR_ARG, "where to? -o DIR");
     b->name = b->name ? b->name : "{n}-{id}";
-    rc = rc < 0 ? rc : enqueue_check_name(b->name, err);
+    rc = rc < 0 ? rc : job_name_check(b->name, err);
     b->w = (struct workshop){.base = &b->m,
                              .folder = b->out,
                              .lease = b->lease,

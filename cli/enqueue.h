@@ -18,8 +18,7 @@ struct enqueue {
     const struct option *options; /* base's table: what it was given is part of what a job asks */
     struct queue *q;
     const char *folder;
-    const char
-        *name; /* of files, from the folder on: {n} {id} {seed} {prompt} {adapters} {compose} */
+    const char *name;  /* of files (job_name.h) */
     int shard, shards; /* the first is 1 */
     const char *x, *y; /* axes that every job is multiplied by, as of weft compare; or NULL */
     /* Told of a line that makes no job. */
@@ -35,8 +34,6 @@ struct enqueue {
     int n_seen;
 };
 
-/* Whether a template can be one. */
-int enqueue_check_name(const char *name, struct err *err);
 int enqueue_read(struct enqueue *e, const char *const *path, int n_path, const char *format,
                  struct err *err);
 int enqueue_commit(struct enqueue *e, struct err *err);

@@ -119,8 +119,7 @@ def run(commands, out):
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as home, tempfile.TemporaryFile("w+") as err:
         env = dict(os.environ, WEFT_HOME=home, HF_HUB_OFFLINE="1", OMP_NUM_THREADS=str(CPUS))
-        if commands[0][0] != sys.executable:
-            env["OMP_WAIT_POLICY"] = "passive"
+        env.pop("OMP_WAIT_POLICY", None)  # each waits as it does by itself
         for c in commands:
             with subprocess.Popen(c, stdout=subprocess.PIPE, stderr=err, text=True, env=env) as p:
                 while first is None and p.poll() is None:
