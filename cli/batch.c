@@ -379,12 +379,12 @@ static int finish(struct batch *b, int bad, struct err *err)
         return rc;
     struct pool_facts pool = b->w.pool ? pool_facts(b->w.pool) : (struct pool_facts){0};
     event(b, json_pack("{s:s, s:i, s:i, s:I, s:I, s:I, s:I, s:f, s:i, s:i, s:I}", "event", "end",
-                       "made", b->w.done, "there", b->w.here, "done", (json_int_t)count[QUEUE_DONE],
-                       "failed", (json_int_t)count[QUEUE_FAILED], "waiting",
-                       (json_int_t)(count[QUEUE_WAITING] + count[QUEUE_RUNNING]), "cancelled",
-                       (json_int_t)count[QUEUE_CANCELLED], "seconds", seconds, "adapters_loaded",
-                       pool.loaded, "adapters_found", pool.found, "adapter_bytes_most",
-                       (json_int_t)pool.most));
+                       "made", b->w.done - b->w.here, "there", b->w.here, "done",
+                       (json_int_t)count[QUEUE_DONE], "failed", (json_int_t)count[QUEUE_FAILED],
+                       "waiting", (json_int_t)(count[QUEUE_WAITING] + count[QUEUE_RUNNING]),
+                       "cancelled", (json_int_t)count[QUEUE_CANCELLED], "seconds", seconds,
+                       "adapters_loaded", pool.loaded, "adapters_found", pool.found,
+                       "adapter_bytes_most", (json_int_t)pool.most));
     if (!b->json)
         printf("%s  %lld pictures, %d made now in %.1f s (%.1f a minute)%s%lld wait, %lld failed\n",
                shown(b->out), (long long)count[QUEUE_DONE], b->w.done, seconds,

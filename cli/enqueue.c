@@ -262,8 +262,8 @@ static int hash_asked(const struct enqueue *e, const struct job *job, int cell, 
     if (!f)
         return err_nomem(err, 64);
     base_text(e->options, f);
-    fprintf(f, "x=%s\ny=%s\ncell=%d\npartial=%d\n", e->x ? e->x : "", e->y ? e->y : "", cell,
-            e->base->allow_partial);
+    fprintf(f, "x=%s\ny=%s\ncell=%d\npartial=%d\nauto=%d\n", e->x ? e->x : "", e->y ? e->y : "",
+            cell, e->base->allow_partial, e->base->choose);
     json_dumpf(job->options, f, JSON_SORT_KEYS | JSON_COMPACT);
     int rc = fclose(f) == 0 ? hash_bytes(sha, text, size, err) : err_nomem(err, size);
     free(text);
@@ -437,6 +437,8 @@ struct entry {
     char asked[HASH_HEX];
     int nth;       /* of those with the same id, or that ask the same without one; from 1 */
     int twin_line; /* the line of the first with that id, 0: this is it */
+    char *id;      /* owned */
+    int64_t n;     /* its place in the queue; 0: it is not to be taken in, or was */
 };
 
 static void tell_bad(struct enqueue *e, const char *file, int line, const char *why)
@@ -501,40 +503,70 @@ static int place_of(struct enqueue *e, int line_place, int64_t *n, struct err *e
     return rc;
 }
 
-/* What becomes of one: other shards', known, or fresh. An error is the line's own, but for ERR_NOMEM and ERR_STOPPED. */
-static int take(struct enqueue *e, const struct entry *at, const struct axis *axis, int cells,
-                struct err *err)
+/* What becomes of one: other shards', known, or fresh, which has a place then. An error is the line's own. */
+static int look_up(struct enqueue *e, struct entry *at, int cells, struct err *err)
 {
-    struct fresh f = {.made = false};
     char *asked = NULL;
-    int rc = 0;
-    f.job.id = id_of(at, cells);
-    if (!f.job.id)
-        return err_nomem(err, 64);
+    int rc = (at->id = id_of(at, cells)) ? 0 : err_nomem(err, 64);
+    if (rc < 0)
+        return rc;
     if (at->twin_line)
-        rc = err_set(err, ERR_ARG, "id '%.80s' is line %d's", f.job.id, at->twin_line);
-    else if (shard_of(f.job.id, e->shards) != e->shard)
+        return err_set(err, ERR_ARG, "id '%.80s' is line %d's", at->id, at->twin_line);
+    if (shard_of(at->id, e->shards) != e->shard) {
         e->n_others++;
-    else if ((rc = queue_find(e->q, f.job.id, &asked, err)) == 1)
-        rc = strcmp(asked, at->asked)
-                 ? err_set(err, ERR_ARG,
-                           "the queue has a job '%.80s' that asks for something else; another id, "
-                           "or another -o",
-                           f.job.id)
-                 : (e->n_known++, 0);
-    else if (rc == 0) {
-        f.job.asked = strdup(at->asked);
-        rc = f.job.asked && asprintf(&f.job.source, "%s:%d", at->file, at->job->line) >= 0
-                 ? place_of(e, at->place, &f.job.n, err)
-                 : err_nomem(err, 64);
-        e->place = f.job.n > e->place ? f.job.n : e->place;
-        rc = rc < 0 ? rc : make_fresh(e, at->job, axis, at->cell, &f, err);
-        rc = rc < 0 ? rc : keep(e, &f, err);
-        if (rc == 0)
-            memset(&f, 0, sizeof f);
+        return 0;
     }
+    rc = queue_find(e->q, at->id, &asked, err);
+    bool other = rc == 1 && strcmp(asked, at->asked);
     free(asked);
-    fresh_release(&f);
+    if (other)
+        return err_set(err, ERR_ARG,
+                       "the queue has a job '%.80s' that asks for something else; another id, or "
+                       "another -o",
+                       at->id);
+    e->n_known += rc == 1;
+    rc = rc != 0 ? rc : place_of(e, at->place, &at->n, err);
+    e->place = at->n > e->place ? at->n : e->place;
+    return rc < 0 ? rc : 0;
+}
+
+/* A fresh one, to the others. An error is the line's own. */
+static int take(struct enqueue *e, struct entry *at, const struct axis *axis, struct err *err)
+{
+    struct fresh f = {.job = {.n = at->n, .id = at->id, .asked = strdup(at->asked)}};
+    at->id = NULL;
+    at->n = 0;
+    int rc = f.job.asked && asprintf(&f.job.source, "%s:%d", at->file, at->job->line) >= 0
+                 ? make_fresh(e, at->job, axis, at->cell, &f, err)
+                 : err_nomem(err, 64);
+    rc = rc < 0 ? rc : keep(e, &f, err);
+    if (rc < 0)
+        fresh_release(&f);
+    return rc;
+}
+
+/* What is wrong with a line is told; what stops them all is returned. */
+static int go_on(struct enqueue *e, const struct entry *at, int rc, struct err *err)
+{
+    if (rc < 0 && rc != ERR_NOMEM && rc != ERR_STOPPED) {
+        tell_bad(e, at->file, at->job->line, err->msg);
+        err_clear(err);
+        rc = 0;
+    }
+    return rc == 0 && cli_stopped() ? err_set(err, ERR_STOPPED, "stopped") : rc;
+}
+
+/* The fresh ones of the model that one of them names: a model is opened once. */
+static int take_model(struct enqueue *e, struct entry *first, struct entry *end,
+                      const struct axis *axis, struct err *err)
+{
+    const json_t *model = json_object_get(first->job->options, "model");
+    int rc = 0;
+    for (struct entry *at = first; at < end && rc == 0; at++) {
+        const json_t *own = json_object_get(at->job->options, "model");
+        if (at->n && (own == model || (own && model && json_equal(own, model))))
+            rc = go_on(e, at, take(e, at, axis, err), err);
+    }
     return rc;
 }
 
@@ -557,16 +589,13 @@ static int take_all(struct enqueue *e, struct entry *at, int n, const struct axi
         if ((rc = hash_asked(e, at[i].job, at[i].cell, at[i].asked, err)) == 0)
             at[i].place = i + 1;
     rc = rc < 0 ? rc : number(at, n, err);
-    for (int i = 0; i < n && rc == 0; i++) {
-        rc = take(e, &at[i], axis, cells, err);
-        if (rc < 0 && rc != ERR_NOMEM && rc != ERR_STOPPED) {
-            tell_bad(e, at[i].file, at[i].job->line, err->msg);
-            err_clear(err);
-            rc = 0;
-        }
-        if (rc == 0 && cli_stopped())
-            rc = err_set(err, ERR_STOPPED, "stopped");
-    }
+    for (int i = 0; i < n && rc == 0; i++)
+        rc = go_on(e, &at[i], look_up(e, &at[i], cells, err), err);
+    for (int i = 0; i < n && rc == 0; i++)
+        if (at[i].n)
+            rc = take_model(e, &at[i], at + n, axis, err);
+    for (int i = 0; i < n; i++)
+        free(at[i].id);
     return rc;
 }
 
@@ -612,17 +641,13 @@ static int add(struct enqueue *e, struct fresh *f, int *known, struct err *err)
 {
     const struct queue_made made = {f->sha256, f->bytes, 0};
     char *asked = NULL;
-    int64_t last = 0;
     int rc = queue_find(e->q, f->job.id, &asked, err);
     bool same = rc == 1 && !strcmp(asked, f->job.asked);
     free(asked);
     *known += same;
     if (rc < 0 || same)
         return rc < 0 ? rc : 0;
-    rc = queue_last(e->q, &last, err);
-    if (f->job.n <= last)
-        f->job.n = last + 1;
-    rc = rc < 0 ? rc : queue_add(e->q, &f->job, f->made ? &made : NULL, err);
+    rc = queue_add(e->q, &f->job, f->made ? &made : NULL, err);
     return rc < 0 ? err_prefix(err, "%s", f->job.source) : 0;
 }
 

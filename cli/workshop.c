@@ -363,7 +363,8 @@ static int take_what_is_there(struct workshop *w, struct hand *h, bool *there, s
     *there = rc == 0 && file_exists(path) && picture_is_of(path, h->job.settings, NULL);
     if (*there) {
         w->here++;
-        rc = finish(w, h, path, err);
+        rc = request_from_json(&h->m.r, h->job.settings, err); /* for who is told of it */
+        rc = rc < 0 ? rc : finish(w, h, path, err);
     }
     free(path);
     return rc;

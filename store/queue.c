@@ -151,15 +151,18 @@ int queue_last(struct queue *q, int64_t *n, struct err *err)
 
 static int insert(struct queue *q, const struct queue_job *j, struct err *err)
 {
-    int64_t turn = j->n, taken = 0;
+    int64_t n = j->n, turn, taken = 0, last = 0;
     int rc = db_int(q->db, err, &taken, 0, "SELECT n FROM job WHERE file = ?", "s", j->file);
     if (rc == 0 && taken)
         rc = err_set(err, ERR_ARG,
                      "%s: job %lld has that file; a template with {n} or {id} in it gives each "
                      "its own",
                      j->file, (long long)taken);
+    rc = rc < 0 ? rc : db_int(q->db, err, &taken, 0, "SELECT n FROM job WHERE n = ?", "i", n);
+    if (rc == 0 && taken && (rc = queue_last(q, &last, err)) == 0)
+        n = last + 1;
     if (rc == 0)
-        rc = db_int(q->db, err, &turn, j->n,
+        rc = db_int(q->db, err, &turn, n,
                     "SELECT min(turn) FROM job WHERE batch = ? AND adapters = ?", "ss", j->batch,
                     j->adapters);
     return rc < 0
@@ -167,7 +170,7 @@ static int insert(struct queue *q, const struct queue_job *j, struct err *err)
                : db_do(q->db, err,
                        "INSERT INTO job (n, id, asked, source, settings, partial, batch, adapters, "
                        "turn, file) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                       "issssissis", j->n, j->id, j->asked, j->source, j->settings,
+                       "issssissis", n, j->id, j->asked, j->source, j->settings,
                        (int64_t)j->partial, j->batch, j->adapters, turn, j->file);
 }
 
@@ -184,8 +187,8 @@ int queue_add(struct queue *q, const struct queue_job *j, const struct queue_mad
         return rc;
     return db_do(q->db, err,
                  "UPDATE job SET state = 2, sha256 = ?, bytes = ?, seconds = ?, finished = ? "
-                 "WHERE n = ?",
-                 "sidii", made->sha256, made->bytes, made->seconds, today(), j->n);
+                 "WHERE id = ?",
+                 "sidis", made->sha256, made->bytes, made->seconds, today(), j->id);
 }
 
 /* ---- who is there ---------------------------------------------------------------------------- */
@@ -531,20 +534,15 @@ int queue_forget(struct queue *q, const char *id, struct err *err)
 
 int queue_copy(struct queue *q, const struct queue_job *j, struct err *err)
 {
-    struct queue_job own = *j;
-    int64_t taken = 0, last = 0;
     int64_t state = j->state == QUEUE_RUNNING ? QUEUE_WAITING : (int64_t)j->state;
-    int rc = db_int(q->db, err, &taken, 0, "SELECT n FROM job WHERE n = ?", "i", j->n);
-    rc = rc < 0 ? rc : queue_last(q, &last, err);
-    own.n = taken ? last + 1 : j->n;
-    rc = rc < 0 ? rc : insert(q, &own, err);
+    int rc = insert(q, j, err);
     return rc < 0
                ? rc
                : db_do(q->db, err,
                        "UPDATE job SET state = ?, attempts = ?, crashes = ?, fold = ?, reason = ?, "
                        "sha256 = nullif(?, ''), bytes = ?, seconds = ?, finished = nullif(?, 0) "
-                       "WHERE n = ?",
-                       "iiidssidii", state, (int64_t)j->attempts, (int64_t)j->crashes,
+                       "WHERE id = ?",
+                       "iiidssidis", state, (int64_t)j->attempts, (int64_t)j->crashes,
                        j->fold < 0 ? (double)NAN : j->fold, j->reason, j->sha256, j->bytes,
-                       j->seconds, j->finished, own.n);
+                       j->seconds, j->finished, j->id);
 }

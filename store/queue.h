@@ -83,7 +83,7 @@ int queue_end(struct queue *q, int rc, struct err *err);
 int queue_find(struct queue *q, const char *id, char **asked, struct err *err);
 /* The last place that a job has; 0: there are none. */
 int queue_last(struct queue *q, int64_t *n, struct err *err);
-/* Its file must be nobody's. made: it is done already; NULL: it waits. */
+/* Its file must be nobody's; its place is the next free one where that is somebody's. made: it is done already; NULL: it waits. */
 int queue_add(struct queue *q, const struct queue_job *j, const struct queue_made *made,
               struct err *err);
 
