@@ -173,6 +173,7 @@ static int have_model(struct workshop *w, struct hand *h, struct err *err)
             return 1;
         pool_clear(w->pool);
         making_close_model(b);
+        w->bytes = 0;
     }
     int rc = b->model ? 0 : request_set(&b->r.model, h->m.r.model, err);
     rc = rc < 0 ? rc : making_model(b, err);
@@ -212,6 +213,8 @@ static void unload(struct hand *h)
  * an operation of an adapter's beside it, whose products are narrow. And the share of its time that a picture loses which
  * shares no batch. */
 static const double FOLD_WEIGHT = 500, FOLD_BESIDE = 2.2, FOLD_APART = .08;
+/* Free memory, in copies of the weights that are touched, without which nothing is folded. */
+static const double FOLD_ROOM = 2;
 
 static double weights_touched(const struct hand *h)
 {
@@ -271,7 +274,9 @@ static int choose_fold(struct workshop *w, struct hand *h, struct err *err)
     if (rc < 0)
         return rc;
     double gain = FOLD_BESIDE * (with - without) - FOLD_APART / alike * without;
-    bool fold = alike * gain > FOLD_WEIGHT * weights_touched(h);
+    double weights = weights_touched(h), room = (double)cli_memory_free();
+    bool fold = alike * gain > FOLD_WEIGHT * weights &&
+                (room == 0 || room > FOLD_ROOM * (double)sizeof(float) * weights);
     if (w->base->verbose)
         fprintf(stderr, "%s: %d alike, %.3f of the operations without adapters: %s\n", h->job.id,
                 alike, with / without, fold ? "folded" : "beside the weights");
@@ -308,6 +313,17 @@ static bool fits(const struct workshop *w, const struct hand *h)
     return true;
 }
 
+/* Whether there is room for what it takes beyond what the model's other pictures took. */
+static int have_room(struct workshop *w, struct hand *h, struct err *err)
+{
+    struct cost need = h->m.cost;
+    if (w->bytes) {
+        need.weights = 0;
+        need.bytes = need.bytes > w->bytes ? need.bytes - w->bytes : 0;
+    }
+    return making_room(&h->m, &need, err);
+}
+
 /* From memory into the generator. 1: not while others are in hand. */
 static int join(struct workshop *w, struct hand *h, struct err *err)
 {
@@ -322,13 +338,15 @@ static int join(struct workshop *w, struct hand *h, struct err *err)
     h->rows = making_rows(&h->m, &h->p);
     bool stands = fits(w, h);
     rc = stands ? embeddings_settle(h->m.words, &h->m.r, true, err) : 1;
-    rc = rc != 0 ? rc : making_room(&h->m, &h->m.cost, err);
+    rc = rc != 0 ? rc : have_room(w, h, err);
     rc = rc != 0 ? rc : generator_begin(g, h->slot, err);
     if (rc != 0) {
         generator_leave(g, h->slot);
         return rc == ERR_NOMEM && w->busy ? 1 : rc;
     }
     pool_count(w->pool);
+    h->m.cost = *generator_cost(g, h->slot);
+    w->bytes = h->m.cost.bytes > w->bytes ? h->m.cost.bytes : w->bytes;
     h->state = HAND_BUSY;
     w->busy++;
     w->rows += h->rows;
@@ -431,10 +449,29 @@ static int beat(struct workshop *w, struct err *err)
     return 0;
 }
 
+/* So many at once have no room after all: those in hand wait again, and are made one at a time. */
+static int one_by_one(struct workshop *w, struct err *err)
+{
+    int rc = 0;
+    err_clear(err);
+    w->most = 1;
+    for (int i = 0; i <= MAKING_HAND && rc == 0; i++) {
+        struct hand *h = &w->hand[i];
+        if (h->state == HAND_FREE)
+            continue;
+        rc = queue_give_back(w->q, &h->job, err);
+        rc = rc < 0 ? rc : 0; /* 1: it was another's already */
+        set_down(w, h);
+    }
+    return rc;
+}
+
 static int step(struct workshop *w, struct err *err)
 {
     double began = cli_now();
     int rc = generator_step(w->base->g, err);
+    if (rc == ERR_NOMEM && w->busy > 1)
+        return one_by_one(w, err);
     double each = (cli_now() - began) / w->busy;
     for (int i = 0; i <= MAKING_HAND && rc == 0; i++) {
         struct hand *h = &w->hand[i];

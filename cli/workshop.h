@@ -46,6 +46,8 @@ struct workshop {
     struct pool *pool;
     struct hand hand[MAKING_HAND + 1], *ahead; /* ahead: has its adapters, and waits for room */
     int busy, rows;
+    size_t
+        bytes; /* that pictures of this model took at most; 0: it has none yet, nor packed weights */
     bool alone, changed;
     double beaten, asked, began;
 };
