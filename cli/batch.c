@@ -166,7 +166,7 @@ static int keep_shard(struct batch *b, int i, int n, struct err *err)
     if (rc == 0 && was && strcmp(was, now))
         rc = err_set(err, ERR_ARG, "%s: its queue is shard %s, not %s; each shard has its own -o",
                      b->out, was, now);
-    if (rc == 0 && !was)
+    if (rc == 0 && !was && !b->check)
         rc = queue_set_note(b->q, "shard", now, err);
     free(was);
     return rc;
@@ -320,10 +320,13 @@ static int make_folder(const char *path, struct err *err)
 static int open_queue(struct batch *b, struct err *err)
 {
     char *path = b->queue ? strdup(b->queue) : file_join(b->out, "weft-jobs.db");
-    int rc = path ? make_folder(b->out, err) : err_nomem(err, 64);
-    if (rc == 0 && !b->n_file && !file_exists(path))
+    int rc = path ? 0 : err_nomem(err, 64);
+    bool there = path && file_exists(path);
+    if (rc == 0 && !b->n_file && !there)
         rc = err_set(err, ERR_ARG, "no file of jobs, and %s has no queue to go on with", b->out);
-    rc = rc < 0 ? rc : queue_open(&b->q, path, true, err);
+    if (rc == 0 && !b->check)
+        rc = make_folder(b->out, err);
+    rc = rc < 0 ? rc : queue_open(&b->q, there || !b->check ? path : ":memory:", true, err);
     free(path);
     b->w.q = b->q;
     return rc;

@@ -371,7 +371,7 @@ static int describe(struct queue_job *j, const struct making *m, struct err *err
 
 /* Fills in the rest of f->job, which has n, id and asked. */
 static int make_fresh(struct enqueue *e, const struct job *job, const struct axis *axis, int cell,
-                      struct fresh *f, struct err *err)
+                      int again, struct fresh *f, struct err *err)
 {
     struct making m = {.lent = true};
     char **argv = NULL;
@@ -381,6 +381,8 @@ static int make_fresh(struct enqueue *e, const struct job *job, const struct axi
     rc = rc < 0 ? rc : job_arguments(job, "batch", &argv, &argc, err);
     rc = rc < 0 ? rc : lend(e, &m, err);
     rc = rc < 0 ? rc : read_request(&m, argv, argc, axis, cell, err);
+    if (rc == 0 && e->base->given.has_seed && !json_object_get(job->options, "seed"))
+        m.r.seed = (m.r.seed + (uint64_t)again) & INT64_MAX; /* as a line's own seed counts up */
     rc = rc < 0 ? rc : have_model(e, &m, err);
     rc = rc < 0 ? rc : settle(e, &m, err);
     rc = rc < 0 ? rc : describe(&f->job, &m, err);
@@ -435,6 +437,7 @@ struct entry {
     const char *file;
     int cell, place; /* place: among all entries */
     char asked[HASH_HEX];
+    int again;     /* repetitions of the same line before it */
     int nth;       /* of those with the same id, or that ask the same without one; from 1 */
     int twin_line; /* the line of the first with that id, 0: this is it */
     char *id;      /* owned */
@@ -537,7 +540,7 @@ static int take(struct enqueue *e, struct entry *at, const struct axis *axis, st
     at->id = NULL;
     at->n = 0;
     int rc = f.job.asked && asprintf(&f.job.source, "%s:%d", at->file, at->job->line) >= 0
-                 ? make_fresh(e, at->job, axis, at->cell, &f, err)
+                 ? make_fresh(e, at->job, axis, at->cell, at->again, &f, err)
                  : err_nomem(err, 64);
     rc = rc < 0 ? rc : keep(e, &f, err);
     if (rc < 0)
@@ -589,6 +592,10 @@ static int take_all(struct enqueue *e, struct entry *at, int n, const struct axi
         if ((rc = hash_asked(e, at[i].job, at[i].cell, at[i].asked, err)) == 0)
             at[i].place = i + 1;
     rc = rc < 0 ? rc : number(at, n, err);
+    for (int i = cells; i < n && rc == 0; i++)
+        if (at[i].file == at[i - cells].file && at[i].job->line == at[i - cells].job->line &&
+            !strcmp(at[i].asked, at[i - cells].asked))
+            at[i].again = at[i - cells].again + 1;
     for (int i = 0; i < n && rc == 0; i++)
         rc = go_on(e, &at[i], look_up(e, &at[i], cells, err), err);
     for (int i = 0; i < n && rc == 0; i++)

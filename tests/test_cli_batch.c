@@ -204,6 +204,7 @@ Test(cli_batch, reads_tables_texts_grids_and_standard_input)
          "2", "-x", "cfg=1,2,3", "-y", "seed=1,2", "--check", NULL);
     cr_expect_eq(s.code, 0, "%s", s.err);
     cr_expect(strstr(s.err, "18 new jobs"), "%s", s.err);
+    cr_expect(!file_exists(in(&s, "out")), "--check left a folder");
     weft(&s, "batch", in(&s, "a.csv"), in(&s, "b.txt"), "-o", in(&s, "out"), "-m", MODEL, "--steps",
          "2", NULL);
     cr_assert_eq(s.code, 0, "%s", s.err);
@@ -211,6 +212,17 @@ Test(cli_batch, reads_tables_texts_grids_and_standard_input)
     cr_expect_str_eq(text_of(j, "prompt"), "a, b");
     cr_expect_eq(json_integer_value(json_object_get(j, "seed")), 7);
     json_decref(j);
+    put(&s, "r.jsonl",
+        "{\"id\":\"r\",\"prompt\":\"a\",\"repeat\":3}\n{\"id\":\"q\",\"prompt\":\"a\"}\n");
+    weft(&s, "batch", in(&s, "r.jsonl"), "-o", in(&s, "r"), "-m", MODEL, "--steps", "2", "--seed",
+         "5", "--later", NULL);
+    cr_assert_eq(s.code, 0, "%s", s.err);
+    for (int i = 0; i < 4; i++) {
+        static const char *const id[] = {"r-1", "r-2", "r-3", "q"};
+        j = job(&s, "r", id[i]);
+        cr_expect_eq(json_integer_value(json_object_get(j, "seed")), i < 3 ? 5 + i : 5);
+        json_decref(j);
+    }
     snprintf(command, sizeof command,
              "echo '{\"prompt\":\"z\",\"grid\":{\"seed\":[1,2],\"cfg\":[1,2]},\"id\":\"g\"}' | "
              "'%s' batch - -o '%s' -m " MODEL " --steps 2 --name '{prompt}/{seed}-{id}' --later",
