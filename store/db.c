@@ -82,6 +82,20 @@ static int open_read_only(struct db *db, struct err *err)
     return rc;
 }
 
+/* Going over to a log takes the database alone for a moment, and SQLite does not wait where another does the same. */
+static int use_log(struct db *db, struct err *err)
+{
+    enum { PAUSE = 5 };
+    for (int waited = 0;; waited += PAUSE) {
+        int code = sqlite3_exec(db->sql, "PRAGMA journal_mode = WAL", NULL, NULL, NULL);
+        if (code == SQLITE_OK)
+            return 0;
+        if (((code & 0xff) != SQLITE_BUSY && (code & 0xff) != SQLITE_LOCKED) || waited >= WAIT)
+            return fail(db, err);
+        sqlite3_sleep(PAUSE);
+    }
+}
+
 int db_open(struct db **out, const char *path, bool write, const struct db_kind *kind,
             struct err *err)
 {
@@ -103,10 +117,11 @@ int db_open(struct db **out, const char *path, bool write, const struct db_kind 
         sqlite3_busy_timeout(db->sql, WAIT);
         rc = db_script(db, "PRAGMA foreign_keys = ON", err);
     }
+    rc = rc < 0 || !write ? rc : use_log(db, err);
     if (rc == 0 && write)
         rc = db_script(
             db,
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;"
+            "PRAGMA synchronous = FULL;"
             " PRAGMA cache_size = -65536", /* KiB at most: hashes go into indexes anywhere */
             err);
     if (rc < 0) {

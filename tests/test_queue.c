@@ -337,6 +337,36 @@ Test(queue, jobs_go_over_to_another_queue)
     close_all(&f);
 }
 
+/* Many that make it at the same moment: nobody is turned away. */
+Test(queue, many_open_a_new_one_at_once)
+{
+    enum { MANY = 12, TIMES = 8 };
+    struct shell s;
+    shell_open(&s);
+    for (int t = 0; t < TIMES; t++) {
+        char name[20];
+        pid_t pid[MANY];
+        int status;
+        snprintf(name, sizeof name, "%d.db", t);
+        for (int i = 0; i < MANY; i++)
+            if ((pid[i] = fork()) == 0) {
+                struct queue *q;
+                struct err err;
+                bool ok =
+                    queue_open(&q, in(&s, name), true, &err) == 0 && queue_work(q, 60, &err) == 0;
+                if (!ok)
+                    fprintf(stderr, "%s\n", err.msg);
+                queue_close(ok ? q : NULL);
+                _exit(!ok);
+            }
+        for (int i = 0; i < MANY; i++) {
+            cr_assert_eq(waitpid(pid[i], &status, 0), pid[i]);
+            cr_expect_eq(status, 0);
+        }
+    }
+    shell_close(&s);
+}
+
 Test(queue, a_damaged_one_is_refused_by_name)
 {
     struct fixture f;
