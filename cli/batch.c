@@ -309,14 +309,6 @@ static int parse(struct batch *b, const struct option *o, int argc, char **argv,
     return rc < 0 ? rc : making_open_repo(&b->m, err);
 }
 
-static int make_folder(const char *path, struct err *err)
-{
-    if (mkdir(path, 0777) == 0 || (errno == EEXIST && file_kind(path) == 2))
-        return 0;
-    return err_set(err, ERR_IO, "%s: %s", path,
-                   errno == EEXIST ? "is there, and no folder" : strerror(errno));
-}
-
 static int open_queue(struct batch *b, struct err *err)
 {
     char *path = b->queue ? strdup(b->queue) : file_join(b->out, "weft-jobs.db");
@@ -325,7 +317,7 @@ static int open_queue(struct batch *b, struct err *err)
     if (rc == 0 && !b->n_file && !there)
         rc = err_set(err, ERR_ARG, "no file of jobs, and %s has no queue to go on with", b->out);
     if (rc == 0 && !b->check)
-        rc = make_folder(b->out, err);
+        rc = file_make_folders(b->out, err);
     rc = rc < 0 ? rc : queue_open(&b->q, there || !b->check ? path : ":memory:", true, err);
     free(path);
     b->w.q = b->q;

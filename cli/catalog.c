@@ -105,14 +105,6 @@ static int each(void *user, const struct repo_adapter *a)
     return rc < 0 ? err_set(c->err, ERR_IO, "%s: cannot be written", c->out) : 0;
 }
 
-static int make_folder(const char *path, struct err *err)
-{
-    if (mkdir(path, 0777) == 0 || (errno == EEXIST && file_kind(path) == 2))
-        return 0;
-    return err_set(err, ERR_IO, "%s: %s", path,
-                   errno == EEXIST ? "is there, and no folder" : strerror(errno));
-}
-
 static int write_in(const struct catalog *c, const char *name, const char *text, size_t n,
                     struct err *err)
 {
@@ -128,8 +120,8 @@ static int make(struct catalog *c, struct err *err)
     char *text = NULL, *thumbs = file_join(c->out, "thumbs");
     size_t size = 0;
     int64_t count = 0;
-    int rc = thumbs ? make_folder(c->out, err) : err_nomem(err, 64);
-    rc = rc < 0 ? rc : make_folder(thumbs, err);
+    int rc = thumbs ? file_make_folders(c->out, err) : err_nomem(err, 64);
+    rc = rc < 0 ? rc : file_make_folders(thumbs, err);
     rc = rc < 0 ? rc : repo_count(c->s.r, &count, err);
     c->total = (int)count;
     c->err = err;

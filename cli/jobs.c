@@ -127,18 +127,6 @@ struct merge {
     struct err *err;
 };
 
-static int make_folders(char *path, size_t from, struct err *err)
-{
-    int rc = 0;
-    for (char *s = path + from; rc == 0 && (s = strchr(s, '/')); s++) {
-        *s = 0;
-        if (mkdir(path, 0777) < 0 && errno != EEXIST)
-            rc = err_set(err, ERR_IO, "%s: cannot be made: %s", path, strerror(errno));
-        *s = '/';
-    }
-    return rc;
-}
-
 /* The picture, if its file is what its record says; another file of that name is not touched. */
 static int copy_picture(const struct merge *m, const struct queue_job *j, struct err *err)
 {
@@ -158,7 +146,7 @@ static int copy_picture(const struct merge *m, const struct queue_job *j, struct
         if (rc == 0 && strcmp(sha, j->sha256))
             rc = err_set(err, ERR_FORMAT, "%s: is there already, and is another picture", to);
     } else if (rc == 0) {
-        rc = make_folders(to, strlen(m->folder) + 1, err);
+        rc = file_make_parents(to, err);
         rc = rc < 0 ? rc : file_replace(to, bytes, n, err);
     }
     free(bytes);
@@ -217,8 +205,7 @@ static int merge(struct jobs_command *c, struct err *err)
     int rc = path ? 0 : err_nomem(err, 64);
     if (rc == 0 && c->s.n < 3)
         rc = err_set(err, ERR_ARG, "merge what? weft jobs merge INTO DIR...");
-    if (rc == 0 && mkdir(m.folder, 0777) < 0 && file_kind(m.folder) != 2)
-        rc = err_set(err, ERR_IO, "%s: no folder can be made there", m.folder);
+    rc = rc < 0 ? rc : file_make_folders(m.folder, err);
     rc = rc < 0 ? rc : queue_open(&m.to, path, true, err);
     for (int i = 2; i < c->s.n && rc == 0; i++)
         rc = merge_folder(&m, c->s.rest[i], err);

@@ -69,21 +69,6 @@ static int finish(struct workshop *w, struct hand *h, const char *path, struct e
     return rc < 0 ? rc : 0;
 }
 
-/* Folders that a name of a file asks for. */
-static int make_folders(const char *folder, const char *file, struct err *err)
-{
-    char *path = file_join(folder, file);
-    int rc = path ? 0 : err_nomem(err, 64);
-    for (char *s = path ? path + strlen(folder) + 1 : NULL; rc == 0 && (s = strchr(s, '/')); s++) {
-        *s = 0;
-        if (mkdir(path, 0777) < 0 && errno != EEXIST)
-            rc = err_set(err, ERR_IO, "%s: cannot be made: %s", path, strerror(errno));
-        *s = '/';
-    }
-    free(path);
-    return rc;
-}
-
 /* The pixels of one that has no steps left. What is wrong with them is its own; a disk that is full is everybody's. */
 static int take_out(struct workshop *w, struct hand *h, struct err *err)
 {
@@ -94,7 +79,7 @@ static int take_out(struct workshop *w, struct hand *h, struct err *err)
     int rc = path ? 0 : err_nomem(err, 64);
     bool wrong = rc == 0 && generator_take(w->base->g, h->slot, &im, &own) < 0;
     if (rc == 0 && !wrong)
-        rc = make_folders(w->folder, h->job.file, err);
+        rc = file_make_parents(path, err);
     if (rc == 0 && !wrong)
         rc = making_write(&h->m, path, &im, err);
     h->seconds += cli_now() - began;
@@ -213,8 +198,9 @@ static void unload(struct hand *h)
  * an operation of an adapter's beside it, whose products are narrow. And the share of its time that a picture loses which
  * shares no batch. */
 static const double FOLD_WEIGHT = 500, FOLD_BESIDE = 2.2, FOLD_APART = .08;
-/* Free memory, in copies of the weights that are touched, without which nothing is folded. */
-static const double FOLD_ROOM = 2;
+/* What is not gained is not worth other bits than weft render's; and the free memory, in copies of the weights that are
+ * touched, without which nothing is folded. */
+static const double FOLD_LEAST = .03, FOLD_ROOM = 2;
 
 static double weights_touched(const struct hand *h)
 {
@@ -273,7 +259,7 @@ static int choose_fold(struct workshop *w, struct hand *h, struct err *err)
     rc = rc < 0 ? rc : queue_count_alike(w->q, &h->job, &alike, err);
     if (rc < 0)
         return rc;
-    double gain = FOLD_BESIDE * (with - without) - FOLD_APART / alike * without;
+    double gain = FOLD_BESIDE * (with - without) - (FOLD_LEAST + FOLD_APART / alike) * without;
     double weights = weights_touched(h), room = (double)cli_memory_free();
     bool fold = alike * gain > FOLD_WEIGHT * weights &&
                 (room == 0 || room > FOLD_ROOM * (double)sizeof(float) * weights);

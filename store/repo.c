@@ -43,31 +43,13 @@ bool repo_exists(const char *home)
     return there;
 }
 
-/* Makes a folder and those above it. */
-static int make_folders(const char *path, struct err *err)
-{
-    char *p = strdup(path);
-    int rc = p ? 0 : err_nomem(err, strlen(path));
-    for (char *s = p; rc == 0 && (s = strchr(s + 1, '/'));) {
-        *s = 0;
-        mkdir(p, 0777); /* the last one tells */
-        *s = '/';
-    }
-    if (rc == 0 && mkdir(p, 0777) < 0 && errno != EEXIST)
-        rc = err_set(err, ERR_IO, "%s: cannot be made: %s", path, strerror(errno));
-    if (rc == 0 && file_kind(path) != 2)
-        rc = err_set(err, ERR_IO, "%s: is no folder", path);
-    free(p);
-    return rc;
-}
-
 static int make_home(struct repo *r, struct err *err)
 {
     static const char note[] = "Files that weft keeps. Change nothing here by hand.\n";
     char *readme = file_join(r->home, "README");
-    int rc = readme ? make_folders(r->home, err) : err_nomem(err, 64);
-    rc = rc < 0 ? rc : make_folders(r->blobs, err);
-    rc = rc < 0 ? rc : make_folders(r->stages, err);
+    int rc = readme ? file_make_folders(r->home, err) : err_nomem(err, 64);
+    rc = rc < 0 ? rc : file_make_folders(r->blobs, err);
+    rc = rc < 0 ? rc : file_make_folders(r->stages, err);
     if (rc == 0 && !file_exists(readme))
         rc = file_replace(readme, note, sizeof note - 1, err);
     free(readme);

@@ -218,6 +218,37 @@ char *file_stem(const char *path)
     return strndup(path + from, n - from);
 }
 
+/* Those above the last part. */
+static int make_above(char *path, struct err *err)
+{
+    for (char *s = path; (s = strchr(s + 1, '/'));) {
+        *s = 0;
+        int bad = mkdir(path, 0777) < 0 ? errno : 0;
+        if (bad && bad != EEXIST && file_kind(path) != 2)
+            return err_set(err, ERR_IO, "%s: cannot be made: %s", path, strerror(bad));
+        *s = '/';
+    }
+    return 0;
+}
+
+int file_make_parents(const char *path, struct err *err)
+{
+    char *own = strdup(path);
+    int rc = own ? make_above(own, err) : err_nomem(err, strlen(path));
+    free(own);
+    return rc;
+}
+
+int file_make_folders(const char *path, struct err *err)
+{
+    int rc = file_make_parents(path, err);
+    if (rc == 0 && mkdir(path, 0777) < 0 && errno != EEXIST)
+        rc = err_set(err, ERR_IO, "%s: cannot be made: %s", path, strerror(errno));
+    return rc == 0 && file_kind(path) != 2
+               ? err_set(err, ERR_IO, "%s: is there, and no folder", path)
+               : rc;
+}
+
 int file_kind(const char *path)
 {
     struct stat st;

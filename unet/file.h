@@ -19,6 +19,11 @@ int file_can_replace(const char *path, struct err *err);
  * size may be NULL. */
 int file_read(char **out, size_t *size, const char *path, size_t max, struct err *err);
 
+/* Makes a folder and those above it, where they are not there yet. */
+int file_make_folders(const char *path, struct err *err);
+/* The folders that a file of that path lies in. */
+int file_make_parents(const char *path, struct err *err);
+
 /* A new string "dir/name". NULL when there is no memory. */
 char *file_join(const char *dir, const char *name);
 

@@ -31,20 +31,21 @@ static inline bool is_gated(const struct run *r, const struct branch *b, int sit
     return b->gated && b->joint && r->gates && r->gates->at[site] && !is_shared(r, b, site);
 }
 
-/* What the branches in force do at a site, but for those that go through gates: the next bound delta after *b of
- * branch *i, or NULL at the end. Begin with *i = -1. */
+/* What a branch does at a site, unless that goes through gates; or NULL. */
+static inline const struct bound *acts(const struct run *r, const struct branch *b, int site)
+{
+    const struct bound *d = site < 0 || b->strength == 0 ? NULL : b->adapter->at[site];
+    return d && !is_gated(r, b, site) ? d : NULL;
+}
+
+/* Of all branches in force: the next bound delta after *b of branch *i, or NULL at the end. Begin with *i = -1. */
 static inline const struct bound *next_bound(const struct run *r, int site, int *i,
                                              const struct bound *b)
 {
-    if (site < 0)
-        return NULL;
-    if (b && b->next)
-        return b->next;
-    while (++*i < r->n_branch)
-        if (r->branch[*i].adapter->at[site] && r->branch[*i].strength != 0 &&
-            !is_gated(r, &r->branch[*i], site))
-            return r->branch[*i].adapter->at[site];
-    return NULL;
+    b = b ? b->next : NULL;
+    while (!b && ++*i < r->n_branch)
+        b = acts(r, &r->branch[*i], site);
+    return b;
 }
 
 /* Whether all that a branch adds at a layer comes in whole, whatever its strength. b NULL: it does. */

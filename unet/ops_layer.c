@@ -127,13 +127,6 @@ static void chain(struct run *r, struct tensor *y, const struct layer *down, con
     run_pop(r, mark);
 }
 
-/* What a branch does at a site, unless that goes through gates; or NULL. */
-static const struct bound *acts(const struct run *r, const struct branch *b, int site)
-{
-    const struct bound *d = site < 0 || b->strength == 0 ? NULL : b->adapter->at[site];
-    return d && !is_gated(r, b, site) ? d : NULL;
-}
-
 static bool is_product(const struct layer *l)
 {
     return l->out && l->kh * l->kw == 1 && l->stride == 1;
