@@ -5,7 +5,9 @@
 #include "compose/generate.h"
 #include "unet/file.h"
 
+#include <fcntl.h>
 #include <jansson.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -55,6 +57,40 @@ void bench_figure(bool json, const char *name, double value, const char *unit)
     else
         printf("%-64s %10.4g %s\n", name, value, unit);
     fflush(stdout);
+}
+
+int bench_run(const char *const *arg, const char *first, struct bench_run *r, struct err *err)
+{
+    const char *argv[24] = {"weft"};
+    struct rusage ru;
+    int out[2], status = -1, n = 1;
+    char line[4096];
+    while (arg[n - 1] && n < 22) {
+        argv[n] = arg[n - 1];
+        n++;
+    }
+    *r = (struct bench_run){.first = NAN};
+    if (pipe2(out, O_CLOEXEC) < 0)
+        return err_set(err, ERR_IO, "no pipe can be made");
+    double began = cli_now();
+    pid_t pid = fork();
+    if (pid == 0) {
+        dup2(out[1], 1);
+        execv("/proc/self/exe", (char *const *)argv);
+        _exit(127);
+    }
+    close(out[1]);
+    FILE *f = fdopen(out[0], "r");
+    while (f && fgets(line, sizeof line, f))
+        if (first && isnan(r->first) && !strncmp(line, first, strlen(first)))
+            r->first = cli_now() - began;
+    if (f)
+        fclose(f);
+    if (pid < 0 || wait4(pid, &status, 0, &ru) < 0 || status)
+        return err_set(err, ERR_IO, "weft %s could not be run", arg[0]);
+    r->all = cli_now() - began;
+    r->bytes = (double)ru.ru_maxrss * 1024;
+    return 0;
 }
 
 static int by_size(const void *a, const void *b)
@@ -329,30 +365,20 @@ static int bench_demo(struct bench *b, struct err *err)
 static int bench_picture(struct bench *b, struct err *err)
 {
     char out[] = "/tmp/weft-bench-XXXXXX", png[64], threads[16];
-    struct rusage ru;
-    int status = -1;
+    struct bench_run r;
     if (!mkdtemp(out))
         return err_set(err, ERR_IO, "%s: no temporary folder can be made", out);
     snprintf(png, sizeof png, "%s/a.png", out);
     snprintf(threads, sizeof threads, "%d", b->dev->threads);
-    double t = cli_now();
-    pid_t pid = fork();
-    if (pid == 0) {
-        if (!freopen("/dev/null", "w", stdout))
-            _exit(127);
-        execl("/proc/self/exe", "weft", "render", "a red apple", "--model", b->model, "--seed", "1",
-              "--steps", "20", "--threads", threads, "-o", png, (char *)NULL);
-        _exit(127);
-    }
-    if (pid < 0 || wait4(pid, &status, 0, &ru) < 0 || status)
-        err_set(err, ERR_IO, "weft render could not be run");
-    t = cli_now() - t;
-    unlink(png);
-    rmdir(out);
-    if (status)
-        return ERR_IO;
-    figure(b, "demo picture, 20 steps, start to PNG", t, "s");
-    figure(b, "demo picture, peak memory", (double)ru.ru_maxrss * 1024 / 1e6, "MB");
+    const char *const arg[] = {"render", "a red apple", "--model", b->model,    "--seed",
+                               "1",      "--steps",     "20",      "--threads", threads,
+                               "-o",     png,           NULL};
+    int rc = bench_run(arg, NULL, &r, err);
+    bench_remove_tree(out);
+    if (rc < 0)
+        return rc;
+    figure(b, "demo picture, 20 steps, start to PNG", r.all, "s");
+    figure(b, "demo picture, peak memory", r.bytes / 1e6, "MB");
     return 0;
 }
 

@@ -19,6 +19,16 @@ struct bench_folder {
 };
 int bench_folder_make(struct bench_folder *f, const char *dir, struct err *err);
 
+/* What a run of the whole program took. */
+struct bench_run {
+    double all,
+        first; /* seconds from its start to its end, to its first line that began so; NAN: there was none */
+    double bytes; /* of memory, at most */
+};
+/* Runs this program with these arguments, at most 20 with NULL behind; what it prints is read and thrown away. first: how
+ * the line begins that is waited for, or NULL. */
+int bench_run(const char *const *arg, const char *first, struct bench_run *r, struct err *err);
+
 /* One line: a table's, or with json an object of name, value, unit. */
 void bench_figure(bool json, const char *name, double value, const char *unit);
 /* p50 and p99 of n times in seconds, which are sorted. */

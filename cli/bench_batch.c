@@ -7,15 +7,13 @@
 #include "unet/model.h"
 #include "unet/rng.h"
 
-#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
+#define FIRST "{\"event\":\"done\"" /* of a picture */
 enum { MAX_OPTIONS = 9, VALUES = 1 << 20, MOST_RANK = 16, FEW = 8 };
 
 struct bench {
@@ -117,56 +115,16 @@ static int write_jobs(const struct bench *b, const char *name, int n, int adapte
 
 /* ---- running --------------------------------------------------------------------------------- */
 
-struct times {
-    double all, first; /* seconds from its start to its end, to its first picture */
-    double bytes;      /* at most, of memory */
-};
-
-/* The program with these arguments, at most 20 with NULL behind; what it prints are events. */
-static int run_weft(const char *const *arg, struct times *t, struct err *err)
-{
-    const char *argv[24] = {"weft"};
-    struct rusage ru;
-    int out[2], status = -1, n = 1;
-    char line[4096];
-    while (arg[n - 1] && n < 22) {
-        argv[n] = arg[n - 1];
-        n++;
-    }
-    *t = (struct times){.first = NAN};
-    if (pipe2(out, O_CLOEXEC) < 0)
-        return err_set(err, ERR_IO, "no pipe can be made");
-    double began = cli_now();
-    pid_t pid = fork();
-    if (pid == 0) {
-        dup2(out[1], 1);
-        execv("/proc/self/exe", (char *const *)argv);
-        _exit(127);
-    }
-    close(out[1]);
-    FILE *f = fdopen(out[0], "r");
-    while (f && fgets(line, sizeof line, f))
-        if (isnan(t->first) && !strncmp(line, "{\"event\":\"done\"", 15))
-            t->first = cli_now() - began;
-    if (f)
-        fclose(f);
-    if (pid < 0 || wait4(pid, &status, 0, &ru) < 0 || status)
-        return err_set(err, ERR_IO, "weft %s could not be run", arg[0]);
-    t->all = cli_now() - began;
-    t->bytes = (double)ru.ru_maxrss * 1024;
-    return 0;
-}
-
 /* The best of what was so far and of one run more, in a folder of its own. */
-static int run_batch(struct bench *b, const char *jobs, const char *extra, struct times *best,
+static int run_batch(struct bench *b, const char *jobs, const char *extra, struct bench_run *best,
                      struct err *err)
 {
     char folder[520];
-    struct times t;
+    struct bench_run t;
     snprintf(folder, sizeof folder, "%.450s/out-%d", b->in.root, b->turn++);
     const char *const arg[] = {"batch",  jobs,       "-o",  folder, "--json",
                                "--home", b->in.home, extra, NULL};
-    int rc = run_weft(arg, &t, err);
+    int rc = bench_run(arg, FIRST, &t, err);
     bench_remove_tree(folder);
     if (rc < 0)
         return rc;
@@ -177,7 +135,7 @@ static int run_batch(struct bench *b, const char *jobs, const char *extra, struc
 }
 
 /* A process of weft render a job. */
-static int run_renders(struct bench *b, struct times *best, struct err *err)
+static int run_renders(struct bench *b, struct bench_run *best, struct err *err)
 {
     char adapter[540], prompt[60], seed[20], steps[20], file[520];
     double began = cli_now();
@@ -185,14 +143,14 @@ static int run_renders(struct bench *b, struct times *best, struct err *err)
     snprintf(file, sizeof file, "%.450s/one.png", b->in.root);
     snprintf(steps, sizeof steps, "%d", b->steps);
     for (int i = 0; i < b->jobs && rc == 0; i++) {
-        struct times t;
+        struct bench_run t;
         snprintf(prompt, sizeof prompt, "a red apple on a table, %d", i);
         snprintf(adapter, sizeof adapter, "%s/a%04d.safetensors:0.5", b->in.files, i % b->adapters);
         snprintf(seed, sizeof seed, "%d", i);
         const char *const arg[] = {"render", prompt,    "-a",     adapter,    "--seed",
                                    seed,     "--steps", steps,    "--cfg",    "5",
                                    "-o",     file,      "--home", b->in.home, NULL};
-        rc = run_weft(arg, &t, err);
+        rc = bench_run(arg, FIRST, &t, err);
     }
     double all = cli_now() - began;
     best->all = best->all > 0 ? fmin(best->all, all) : all;
@@ -209,7 +167,7 @@ static void figure(const struct bench *b, const char *name, double value, const 
 static int bench_ways(struct bench *b, struct err *err)
 {
     char jobs[520], fold[520], name[120];
-    struct times batch = {0}, beside = {0}, folded = {0}, single = {0}, renders = {0};
+    struct bench_run batch = {0}, beside = {0}, folded = {0}, single = {0}, renders = {0};
     int rc = write_jobs(b, "jobs.jsonl", b->jobs, b->adapters, b->steps, NULL, jobs, err);
     rc = rc < 0 ? rc
                 : write_jobs(b, "fold.jsonl", b->jobs, b->adapters, b->steps, ",\"fold\":true",
@@ -241,7 +199,7 @@ static int bench_many(struct bench *b, struct err *err)
 {
     enum { MANY = 1000 };
     char few[520], many[520];
-    struct times t[2] = {{0}};
+    struct bench_run t[2] = {{0}};
     int rc = write_adapters(b, MANY, err);
     rc = rc < 0 ? rc : write_jobs(b, "few.jsonl", b->many, FEW, b->steps, NULL, few, err);
     rc = rc < 0 ? rc : write_jobs(b, "many.jsonl", b->many, MANY, b->steps, NULL, many, err);
@@ -259,7 +217,7 @@ static int bench_many(struct bench *b, struct err *err)
 static int bench_memory(struct bench *b, struct err *err)
 {
     char some[520], all[520];
-    struct times t[2] = {{0}};
+    struct bench_run t[2] = {{0}};
     int rc = write_jobs(b, "some.jsonl", b->pictures / 10, b->adapters, 1, NULL, some, err);
     rc = rc < 0 ? rc : write_jobs(b, "all.jsonl", b->pictures, b->adapters, 1, NULL, all, err);
     rc = rc < 0 ? rc : run_batch(b, some, NULL, &t[0], err);

@@ -6,12 +6,10 @@
 
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 struct bench {
@@ -124,29 +122,19 @@ void bench_remove_tree(const char *dir)
 
 /* ---- times ----------------------------------------------------------------------------------- */
 
-/* Seconds of the whole program, its output thrown away; negative when it failed. */
+/* Seconds of the whole program on the bench's repository; negative when it failed. */
 static double run_weft(const struct bench *b, const char *const *arg)
 {
-    const char *argv[12] = {"weft"};
-    int n = 1, status = -1;
-    while (arg[n - 1] && n < 9) {
-        argv[n] = arg[n - 1];
-        n++;
-    }
+    const char *argv[12];
+    struct bench_run r;
+    struct err none;
+    int n = 0;
+    for (; n < 9 && arg[n]; n++)
+        argv[n] = arg[n];
     argv[n++] = "--home";
-    argv[n] = b->in.home;
-    double t = cli_now();
-    pid_t pid = fork();
-    if (pid == 0) {
-        int null = open("/dev/null", O_WRONLY);
-        dup2(null, 1);
-        execv("/proc/self/exe", (char *const *)argv);
-        _exit(127);
-    }
-    if (pid < 0 || waitpid(pid, &status, 0) < 0)
-        return -1;
-    t = cli_now() - t;
-    return status == 0 ? t : -1;
+    argv[n++] = b->in.home;
+    argv[n] = NULL;
+    return bench_run(argv, NULL, &r, &none) < 0 ? -1 : r.all;
 }
 
 /* n more files, made, added, and unless they were copied removed: what is measured needs rows. */
