@@ -21,16 +21,13 @@ struct option *alone_options(struct option *o, struct alone *a)
         {"steps", 0, OPTION_INT, &g->steps, "N", "default 30", 0, 0, &g->has_steps},
         {"cfg", 0, OPTION_NUMBER, &g->cfg, "X", "default 7", 0, 0, &g->has_cfg},
         {"sampler", 0, OPTION_TEXT, &g->sampler, "NAME", "default: the model's own", 0, 0, NULL},
-        {"threads", 't', OPTION_INT, &a->m.threads, "N", "default: all processors", 1, 1024, NULL},
-        {"device", 0, OPTION_TEXT, &a->m.device, "NAME", "cpu, or ref (slow, the reference)", 0, 0,
-         NULL},
         {"home", 0, OPTION_TEXT, &a->m.home, "DIR", "the repository; see weft help add", 0, 0,
          NULL},
         {"json", 0, OPTION_FLAG, &a->json, NULL, "JSON on stdout, an object an adapter", 0, 0,
          NULL},
     };
     memcpy(o, table, sizeof table);
-    return o + sizeof table / sizeof *table;
+    return device_options(o + sizeof table / sizeof *table, &a->m.on);
 }
 
 int alone_parse(struct alone *a, const struct option *o, int argc, char **argv, struct err *err)

@@ -200,7 +200,8 @@ static int settle(struct enqueue *e, struct making *m, struct err *err)
 /* Options that are the program's, not a picture's. */
 static int check_keys(const json_t *options, struct err *err)
 {
-    static const char *const all[] = {"gates", "home", "threads", "device", "isa", "verbose"};
+    static const char *const all[] = {"gates", "home",      "threads", "device",
+                                      "isa",   "precision", "verbose"};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (json_object_get(options, all[i]))
             return err_set(err, ERR_ARG, "'%s' is for all jobs: weft batch takes it as an option",

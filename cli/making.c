@@ -19,20 +19,6 @@
 
 /* ---- loading --------------------------------------------------------------------------------- */
 
-static int open_device(struct making *m, struct err *err)
-{
-    static const char *const isa[] = {"best", "plain", "avx2", "avx512"};
-    struct device_options o = {.threads = m->threads};
-    int i = 0;
-    while (m->isa && i < 4 && strcmp(isa[i], m->isa))
-        i++;
-    if (i == 4)
-        return err_set(err, ERR_ARG, "no instruction set '%.40s'; known: plain, avx2, avx512",
-                       m->isa);
-    o.isa = (enum isa)i;
-    return device_open(&m->dev, m->device ? m->device : "cpu", &o, err);
-}
-
 static int open_model(struct making *m, struct err *err)
 {
     int rc = request_model(&m->r, err);
@@ -285,7 +271,10 @@ static int read_init(struct making *m, struct err *err)
 
 int making_model(struct making *m, struct err *err)
 {
-    int rc = m->dev ? 0 : open_device(m, err);
+    bool open = m->dev != NULL;
+    int rc = open ? 0 : device_choose(&m->dev, &m->on, err);
+    if (rc == 0 && !open && m->verbose)
+        fprintf(stderr, "device %s: %s\n", m->dev->be->name, m->dev->about);
     rc = rc < 0 ? rc : open_model(m, err);
     return rc < 0 || m->g ? rc : generator_open(&m->g, m->model, err);
 }

@@ -15,6 +15,7 @@
 #define WEFT_MAKING_H
 
 #include "cli.h"
+#include "device.h"
 #include "pool.h"
 #include "request.h"
 
@@ -51,8 +52,8 @@ struct making {
     struct cost cost;
 
     /* of this call, not of the picture */
-    const char *like, *device, *isa, *home, *gates_file;
-    int threads;
+    const char *like, *home, *gates_file;
+    struct device_choice on;
     bool verbose, allow_partial, triggers;
     bool hush;              /* says nothing of triggers that the prompt lacks */
     bool lent;              /* repo, device, model, generator and gates are another's */

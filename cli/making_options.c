@@ -78,16 +78,11 @@ struct option *making_options(struct option *o, struct making *m)
         {"allow-partial", 0, OPTION_FLAG, &m->allow_partial, NULL,
          "go on when an adapter fits the model only in part", 0, 0, NULL},
         {"home", 0, OPTION_TEXT, &m->home, "DIR", "the repository; see weft help add", 0, 0, NULL},
-        {"threads", 't', OPTION_INT, &m->threads, "N", "default: all processors", 1, 1024, NULL},
-        {"device", 0, OPTION_TEXT, &m->device, "NAME", "cpu, or ref (slow, the reference)", 0, 0,
-         NULL},
-        {"isa", 0, OPTION_TEXT, &m->isa, "NAME", "hold our own kernels to avx512, avx2 or plain", 0,
-         0, NULL},
         {"verbose", 'v', OPTION_FLAG, &m->verbose, NULL, "what was loaded and what matched", 0, 0,
          NULL},
     };
     memcpy(o, table, sizeof table);
-    return o + sizeof table / sizeof *table;
+    return device_options(o + sizeof table / sizeof *table, &m->on);
 }
 
 void making_help(void)

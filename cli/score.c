@@ -1,5 +1,6 @@
 /* weft score: how well pictures show a text, or look like another picture. */
 #include "cli.h"
+#include "device.h"
 
 #include "unet/file.h"
 #include "unet/scorer.h"
@@ -11,10 +12,11 @@
 #include <string.h>
 
 struct score {
-    const char *scorer, *device;
+    const char *scorer;
+    struct device_choice on;
     struct option_list text, like;
     const char **image; /* [n_image] */
-    int n_image, threads;
+    int n_image;
     bool json;
     struct device *dev;
     struct scorer *s;
@@ -33,19 +35,16 @@ static void make_options(struct option *o, void *target)
          "how alike each picture is to it; may be repeated", 0, 0, NULL},
         {"scorer", 0, OPTION_TEXT, &c->scorer, "DIR",
          "a CLIP model in transformers' layout; default: the demo world's", 0, 0, NULL},
-        {"threads", 't', OPTION_INT, &c->threads, "N", "default: all processors", 1, 1024, NULL},
-        {"device", 0, OPTION_TEXT, &c->device, "NAME", "default: cpu", 0, 0, NULL},
         {"json", 0, OPTION_FLAG, &c->json, NULL, "one JSON object a picture", 0, 0, NULL},
-        {.name = NULL},
     };
     memcpy(o, table, sizeof table);
+    *device_options(o + sizeof table / sizeof *table, &c->on) = (struct option){.name = NULL};
 }
 
 static int parse(struct score *c, int argc, char **argv, struct err *err)
 {
     struct option o[MAX_OPTIONS];
     make_options(o, c);
-    c->device = "cpu";
     c->image = calloc((size_t)argc + 1, sizeof *c->image);
     if (!c->image)
         return err_nomem(err, (size_t)argc * sizeof *c->image);
@@ -59,9 +58,8 @@ static int parse(struct score *c, int argc, char **argv, struct err *err)
 
 static int open_scorer(struct score *c, struct err *err)
 {
-    struct device_options how = {.threads = c->threads};
     char *demo = c->scorer ? NULL : cli_asset("scorer");
-    int rc = device_open(&c->dev, c->device, &how, err);
+    int rc = device_choose(&c->dev, &c->on, err);
     if (rc == 0 && !c->scorer && !demo)
         rc = err_set(err, ERR_IO,
                      "the demo world's scorer is not installed; name one: --scorer DIR");

@@ -45,7 +45,8 @@ static void make_options(struct option *o, void *target)
         {"weights-only", 0, OPTION_FLAG, &c->weights_only, NULL, "whatever is written about them",
          0, 0, NULL},
         {"words-only", 0, OPTION_FLAG, &c->words_only, NULL, "without a model", 0, 0, NULL},
-        {"threads", 't', OPTION_INT, &c->m.threads, "N", "default: all processors", 1, 1024, NULL},
+        {"threads", 't', OPTION_INT, &c->m.on.threads, "N", "default: all processors", 1, 1024,
+         NULL},
         SHELF_OPTIONS(&c->s),
         {.name = NULL},
     };
@@ -179,7 +180,7 @@ static int join(struct search *c, struct err *err)
 
 static int run(const struct command *self, int argc, char **argv)
 {
-    struct search c = {.limit = 20};
+    struct search c = {.limit = 20, .m.on.name = "cpu"};
     struct option o[OPTIONS_MAX];
     struct err err;
 

@@ -175,8 +175,10 @@ void canvas_release(struct canvas *c)
 void canvas_place(struct canvas *c, struct run *keep)
 {
     int h = c->p.h / c->m->vae->factor, w = c->p.w / c->m->vae->factor;
+    keep->wide = true; /* steps add up in them */
     for (int i = 0; i < SLOT_COUNT; i++)
         c->slot[i] = run_tensor(keep, 1, h, w, c->m->vae->latent);
+    keep->wide = false;
     passes_place(&c->passes, keep);
 }
 

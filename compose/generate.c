@@ -440,7 +440,8 @@ int generator_step(struct generator *g, struct err *err)
         if (++s->eval == evals_of(g, i))
             g->changed = true;
     }
-    return rc;
+    const struct backend *be = g->m->dev->be;
+    return rc < 0 || !be->flush ? rc : be->flush(g->m->dev, err);
 }
 
 static int go_on(generate_progress *progress, void *user, int done, int total, struct err *err)

@@ -252,6 +252,24 @@ Test(cli, partial_matches)
     shell_close(&s);
 }
 
+Test(cli, devices)
+{
+    struct shell s;
+    shell_open(&s);
+    weft(&s, "render", "x", "-m", MODEL, "--device", "gpu", "-o", in(&s, "a.png"), NULL);
+    expect_failure(&s, 2, "no device 'gpu' in this build");
+    weft(&s, "render", "x", "-m", MODEL, "--precision", "f8", "-o", in(&s, "a.png"), NULL);
+    expect_failure(&s, 2, "no precision 'f8'; known: f32, f16, bf16");
+    weft(&s, "render", "x", "-m", MODEL, "--device", "cpu", "--precision", "f16", "-o",
+         in(&s, "a.png"), NULL);
+    expect_failure(&s, 1, "device cpu computes in float32, not in F16");
+    weft(&s, "render", "x", "-m", MODEL, "--steps", "1", "--device", "auto", "-v", "-o",
+         in(&s, "a.png"), NULL);
+    cr_expect_eq(s.code, 0, "%s", s.err);
+    cr_expect(strstr(s.err, "\ndevice c") || !strncmp(s.err, "device c", 8), "%s", s.err);
+    shell_close(&s);
+}
+
 Test(cli, outputs_that_cannot_be)
 {
     struct shell s;

@@ -6,47 +6,71 @@
 #include <stdlib.h>
 #include <string.h>
 
-extern const struct backend backend_ref, backend_ref64, backend_cpu;
+extern const struct backend backend_ref, backend_ref64, backend_cpu, backend_cuda;
 
-static const struct backend *const backends[] = {&backend_cpu, &backend_ref, &backend_ref64, NULL};
+/* The one place that asks what was built in. */
+static const struct backend *const backends[] = {&backend_cpu,
+#ifdef WEFT_CUDA
+                                                 &backend_cuda,
+#endif
+                                                 &backend_ref, &backend_ref64, NULL};
+
+static const struct backend *find(const char *name)
+{
+    for (int i = 0; backends[i]; i++)
+        if (!strcmp(backends[i]->name, name))
+            return backends[i];
+    return NULL;
+}
 
 static int no_such(const char *name, struct err *err)
 {
-    char known[100] = "";
+    char known[100] = "auto";
     for (int i = 0; backends[i]; i++) {
-        strcat(known, i ? ", " : "");
+        strcat(known, ", ");
         strcat(known, backends[i]->name);
     }
-    return err_set(err, ERR_ARG, "no device '%.40s' in this build; known: %s", name, known);
+    return err_set(err, ERR_ARG, "no device '%.40s' in this build%s; known: %s", name,
+                   strcmp(name, "cuda") ? "" : " (`make cuda` makes one that has it)", known);
+}
+
+static int open_one(struct device **out, const struct backend *be, const struct device_options *o,
+                    struct err *err)
+{
+    struct device *dev = calloc(1, sizeof *dev);
+    if (!dev)
+        return err_nomem(err, sizeof *dev);
+    dev->be = be;
+    strncpy(dev->about, be->about, sizeof dev->about - 1);
+    dev->threads = o->threads > 0 ? o->threads : omp_get_max_threads();
+    dev->isa = ISA_PLAIN;
+    int rc = o->values == DT_F32 || be->narrow
+                 ? be->open(dev, o, err)
+                 : err_set(err, ERR_UNSUPPORTED, "device %s computes in float32, not in %s",
+                           be->name, dtype_name(o->values));
+    if (rc < 0)
+        free(dev);
+    else
+        *out = dev;
+    return rc;
 }
 
 int device_open(struct device **out, const char *name, const struct device_options *o,
                 struct err *err)
 {
     static const struct device_options defaults;
-    const struct backend *be = NULL;
+    const struct backend *be = find(strcmp(name, "auto") ? name : "cuda");
 
     *out = NULL;
-    for (int i = 0; backends[i]; i++)
-        if (!strcmp(backends[i]->name, name))
-            be = backends[i];
-    if (!be)
-        return no_such(name, err);
-    struct device *dev = calloc(1, sizeof *dev);
-    if (!dev)
-        return err_nomem(err, sizeof *dev);
     if (!o)
         o = &defaults;
-    dev->be = be;
-    dev->threads = o->threads > 0 ? o->threads : omp_get_max_threads();
-    dev->isa = ISA_PLAIN;
-    int rc = be->open(dev, o, err);
-    if (rc < 0) {
-        free(dev);
-        return rc;
-    }
-    *out = dev;
-    return 0;
+    if (strcmp(name, "auto"))
+        return be ? open_one(out, be, o, err) : no_such(name, err);
+    if (be && open_one(out, be, o, err) == 0)
+        return 0;
+    struct device_options plain = *o;
+    plain.values = DT_F32;
+    return open_one(out, find("cpu"), &plain, err);
 }
 
 void device_close(struct device *dev)
@@ -64,7 +88,7 @@ struct tensor tensor_rows(const struct tensor *t, int row, int n)
     v.n = n;
     if (t->data) {
         size_t one = (size_t)t->h * (size_t)t->w * (size_t)t->c;
-        v.data = (char *)t->data + (size_t)row * one * t->dev->value_size;
+        v.data = (char *)t->data + (size_t)row * one * tensor_value_size(t);
     }
     return v;
 }

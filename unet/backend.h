@@ -6,6 +6,8 @@
  *
  *   ref    plain C in float, ref64 the same source in double: what every op is checked against
  *   cpu    oneDNN and our own vector kernels
+ *   cuda   cuBLASLt, cuDNN and our own kernels; in builds by `make cuda`. Ops return at once and are done later, in order:
+ *          whoever wants to know the result downloads it
  *
  * All tensors are dense and channels last, [n, h*w, c]. Outputs never alias inputs unless the
  * comment says they may.
@@ -13,6 +15,7 @@
 #ifndef WEFT_BACKEND_H
 #define WEFT_BACKEND_H
 
+#include "element.h"
 #include "err.h"
 #include "route.h"
 #include "tensor.h"
@@ -25,19 +28,21 @@ struct backend;
 enum isa { ISA_BEST, ISA_PLAIN, ISA_AVX2, ISA_AVX512 };
 
 struct device_options {
-    int threads;  /* 0: all the process may use */
+    int threads; /* 0: all the process may use */
+    enum dtype
+        values; /* of tensors: DT_F32, or on cuda DT_F16, DT_BF16; sums are float32 whatever it is */
     enum isa isa; /* ISA_BEST: what the processor has. oneDNN has its own ONEDNN_MAX_CPU_ISA */
 };
 
 struct device {
     const struct backend *be;
-    size_t value_size; /* bytes of one value of a tensor: 4, or 8 on ref64 */
+    size_t
+        value_size; /* bytes of one value of a tensor that is not wide: 4, 8 on ref64, 2 for 16 bits */
     int threads;
-    enum isa isa; /* what was chosen; ISA_PLAIN where it does not apply */
-    void *impl;   /* the backend's own */
+    enum isa isa;    /* what was chosen; ISA_PLAIN where it does not apply */
+    char about[160]; /* a line for people: the backend's, or what it found */
+    void *impl;      /* the backend's own */
 };
-
-enum act { ACT_NONE, ACT_SILU, ACT_GELU, ACT_GELU_TANH, ACT_QUICK_GELU };
 
 /* A linear or convolution layer: y = W x + b. Filled in by the loader (model code), packed by the
  * device at first use, released with layer_release. */
@@ -96,18 +101,6 @@ enum {
 };
 enum { GATE_ROWS = GATE_TIME + GATE_WAVES, GATE_MOST = 32 };
 
-/* A w of GATE_SHUT lets nothing in, whatever the gates are; resampled, where most of a place is shut, and where less is
- * nothing is known of w: it counts as 0. */
-enum { GATE_SHUT = -1000 };
-static inline bool gate_shut(float w)
-{
-    return w < GATE_SHUT / 2;
-}
-static inline float gate_word(float w)
-{
-    return w < GATE_SHUT / 100 ? 0 : w;
-}
-
 /* What n adapters add at a site, and the gates it goes through. */
 struct gating {
     int n;
@@ -120,17 +113,24 @@ struct gating {
     const float *wave;             /* [rows of y, GATE_WAVES] of each row's time; host memory */
 };
 
-/* y += s * up(down(x)) by matrix products; t is room for what comes down. */
+/* y += s * up(route(share o down(x))) by matrix products; t is room for what comes down. */
 struct chain {
     const struct layer *down, *up;
     struct tensor x, t, y;
     double s;
+    /* Of t's channels, parts side by side; n_part 0: in full. Each row has its own, part[row * n_part + k], or with
+     * `alike` all have part[k]. */
+    const struct share *part;
+    int n_part;
+    bool alike;
+    const struct route *route; /* of all of t's channels; NULL: none */
 };
 enum { CHAINS_MOST = 8 };
 
 struct backend {
     const char *name;
     const char *about; /* one line for people */
+    bool narrow;       /* it can compute in 16 bits */
 
     int (*open)(struct device *dev, const struct device_options *o, struct err *err);
     void (*close)(struct device *dev);
@@ -140,6 +140,8 @@ struct backend {
     void (*free)(struct device *dev, void *p);
     /* n host floats into device memory that was taken for n floats. */
     void (*store)(struct device *dev, float *p, const float *host, size_t n);
+    /* A step ends here: what was asked for begins, if it has not yet. Optional: NULL where ops are done when they return. */
+    int (*flush)(struct device *dev, struct err *err);
     /* Host floats to and from a tensor of t's whole size. */
     int (*upload)(struct device *dev, struct tensor *t, const float *host, struct err *err);
     int (*download)(struct device *dev, float *host, const struct tensor *t, struct err *err);
@@ -160,9 +162,10 @@ struct backend {
     int (*layer)(struct device *dev, struct tensor *y, const struct layer *l,
                  const struct tensor *x, bool accumulate, struct err *err);
 
-    /* Each of n chains at once, of which no two share a layer or rows of y: the adapters of a batch, of whatever ranks.
-     * prepare: without computing, as layer_prepare. Optional: NULL where one after another does as well. */
+    /* Each of n chains at once, of which no two share rows of y nor, unless chains_all, a layer: the adapters of a batch, of
+     * whatever ranks. prepare: without computing, as layer_prepare. Optional: NULL where one after another does as well. */
     int (*chains)(struct device *dev, const struct chain *c, int n, bool prepare, struct err *err);
+    bool chains_all; /* it takes parts and routes, too, and is worth it for one chain */
 
     /* Group norm over (h*w, c/groups) of x + add, then the activation. add is [n, 1, c] or NULL.
      * y may be x. */
@@ -248,10 +251,17 @@ struct backend {
                      struct err *err);
 };
 
-/* Opens the backend of that name. Close with device_close. */
+/* Opens the backend of that name; "auto": cuda where there is one, else cpu, in float32. Close with device_close. */
 int device_open(struct device **out, const char *name, const struct device_options *o,
                 struct err *err);
 void device_close(struct device *dev);
+
+/* Bytes of one of its values. */
+static inline size_t tensor_value_size(const struct tensor *t)
+{
+    size_t own = t->dev->value_size;
+    return t->wide && own < sizeof(float) ? sizeof(float) : own;
+}
 
 void layer_release(struct device *dev, struct layer *l);
 /* Bytes the device has for it, or what its weight takes as float32 where it has not met any input yet. */

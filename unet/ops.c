@@ -111,9 +111,9 @@ static unsigned take(struct run *r, size_t bytes, void **p)
 
 struct tensor run_tensor(struct run *r, int n, int h, int w, int c)
 {
-    struct tensor t = {.dev = r->dev, .n = n, .h = h, .w = w, .c = c};
+    struct tensor t = {.dev = r->dev, .n = n, .h = h, .w = w, .c = c, .wide = r->wide};
     assert(n > 0 && h > 0 && w > 0 && c > 0);
-    t.block = take(r, tensor_count(&t) * r->dev->value_size, &t.data);
+    t.block = take(r, tensor_count(&t) * tensor_value_size(&t), &t.data);
     return t;
 }
 

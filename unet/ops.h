@@ -90,6 +90,7 @@ struct run {
     size_t size;
     bool measuring; /* sizes only: tensors have no data and nothing is computed */
     bool preparing; /* while measuring: layers also pack their weights for the shapes they meet */
+    bool wide;      /* tensors are made wide (tensor.h): set by who has latents in it */
     double flops;   /* counted by every op, 2 a multiply-add; reset by the caller */
 
     const struct gates *gates;   /* or NULL; borrowed */

@@ -165,12 +165,99 @@ static int gather(const struct run *r, int i, const struct tensor *y, const stru
     return i;
 }
 
+/* Shares of parts of chains that run at once. */
+struct share_room {
+    struct share at[512];
+    int n;
+};
+
+/* A joint's products at a layer as one chain, with the shares of its parts; b[0] is the first of its branches. False: they
+ * are more than that. */
+static bool joint_chain(struct run *r, const struct branch *b, const struct joined *j,
+                        const struct layer *l, struct chain *c, struct share_room *room)
+{
+    int n = b->joint->n, rows = is_shared(r, b, l->site) ? c->x.n : 1;
+    bool all = is_product(&j->down) && is_product(&j->up);
+    for (int k = 0; k < n && all; k++) {
+        const struct bound *d = acts(r, &b[k], l->site);
+        all = !d || (j->has[k] && d->side.up.out && !d->next);
+    }
+    if (!all || room->n + rows * j->n > (int)(sizeof room->at / sizeof *room->at))
+        return false;
+    c->down = &j->down;
+    c->up = &j->up;
+    c->s = 1;
+    c->t = run_layer_tensor(r, c->down, &c->x);
+    c->part = &room->at[room->n];
+    c->n_part = j->n;
+    c->alike = rows == 1;
+    c->route = b->route.keep > 0 ? &b->route : NULL;
+    for (int row = 0; row < rows; row++)
+        for (int k = 0; k < j->n; k++) {
+            struct share *p = &room->at[room->n++];
+            *p = share_of(r, &b[j->part[k]], l, &c->t, row);
+            p->width = j->width[k];
+            p->s *= b[j->part[k]].strength;
+        }
+    return true;
+}
+
+/* What the i-th branch, or the joint that it begins, does at a layer as one chain. Returns the branch behind; i: that is more
+ * than a chain; c->down NULL: it is nothing. */
+static int as_chain(struct run *r, int i, const struct tensor *y, const struct layer *l,
+                    const struct tensor *x, struct chain *c, struct share_room *room)
+{
+    const struct branch *br = &r->branch[i];
+    const struct joined *j = br->joint ? br->joint->at[l->site] : NULL;
+    const struct bound *b = acts(r, br, l->site);
+    int rows = br->row1 - br->row0;
+    *c = (struct chain){.x = tensor_rows(x, br->row0, rows), .y = tensor_rows(y, br->row0, rows)};
+    if (j && !br->part && !is_gated(r, br, l->site))
+        return acts(r, &br[j->part[0]], l->site) && joint_chain(r, br, j, l, c, room)
+                   ? i + br->joint->n
+                   : i;
+    if (!b)
+        return i + 1;
+    if (j || b->next || !is_product(&b->side.down) || !is_product(&b->side.up) || b->side.up2.out ||
+        room->n + rows > (int)(sizeof room->at / sizeof *room->at))
+        return i;
+    c->down = &b->side.down;
+    c->up = &b->side.up;
+    c->s = (double)br->strength * b->factor * b->side.scale;
+    c->t = run_layer_tensor(r, c->down, &c->x);
+    if (is_whole(r, br, l))
+        return i + 1;
+    c->part = &room->at[room->n];
+    c->n_part = 1;
+    c->alike = step_of(r, br, l, &c->t) != 1;
+    for (int row = 0; row < (c->alike ? 1 : rows); row++)
+        room->at[room->n++] = share_of(r, br, l, &c->t, row);
+    return i + 1;
+}
+
+/* As gather, for a backend that takes all chains. */
+static int gather_all(struct run *r, int i, const struct tensor *y, const struct layer *l,
+                      const struct tensor *x, struct chain *c, struct share_room *room, int *n)
+{
+    int row1 = 0;
+    *n = room->n = 0;
+    while (i < r->n_branch && *n < CHAINS_MOST && r->branch[i].row0 >= row1) {
+        int behind = as_chain(r, i, y, l, x, &c[*n], room);
+        if (behind == i)
+            break;
+        row1 = c[*n].down ? r->branch[i].row1 : row1;
+        *n += c[*n].down != NULL;
+        i = behind;
+    }
+    return i;
+}
+
 /* All of them at once where the backend can, which is what a batch of many adapters needs (S-LoRA, Sheng et al. 2023). */
 static void run_chains(struct run *r, struct chain *c, int n)
 {
     unsigned mark = run_mark(r);
     const struct backend *be = r->dev->be;
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n && !c[i].t.c; i++)
         c[i].t = run_layer_tensor(r, c[i].down, &c[i].x);
     if (be->chains && !r->err.code && (!r->measuring || r->preparing)) {
         be->chains(r->dev, c, n, r->preparing, &r->err);
@@ -431,11 +518,15 @@ static int add_branch(struct run *r, int i, struct tensor *y, const struct layer
                       const struct tensor *x)
 {
     struct chain c[CHAINS_MOST];
-    int n, behind = gather(r, i, y, l, x, c, &n);
-    if (n > 1) {
+    struct share_room room;
+    bool all = r->dev->be->chains_all;
+    unsigned mark = run_mark(r);
+    int n, behind = all ? gather_all(r, i, y, l, x, c, &room, &n) : gather(r, i, y, l, x, c, &n);
+    if (n > (all ? 0 : 1))
         run_chains(r, c, n);
+    run_pop(r, mark);
+    if (behind > i && (all || n > 1))
         return behind;
-    }
     const struct branch *br = &r->branch[i];
     const struct joined *j = br->joint ? br->joint->at[l->site] : NULL;
     struct tensor xs = tensor_rows(x, br->row0, br->row1 - br->row0);

@@ -85,6 +85,7 @@ struct tensor {
     void *data; /* in dev's memory; NULL while a run is only being measured */
     int n, h, w, c;
     unsigned block; /* the run's name for its place */
+    bool wide;      /* of float32 at least, where the device computes in less: latents */
 };
 
 size_t tensor_count(const struct tensor *t);

@@ -425,13 +425,13 @@ static int cpu_upsample(struct device *dev, struct tensor *y, const struct tenso
 #pragma omp parallel for collapse(2) schedule(static) num_threads(dev->threads)
     for (int n = 0; n < y->n; n++)
         for (int i = 0; i < y->h; i++) {
-            const float *from =
-                (const float *)x->data +
-                ((size_t)n * (size_t)x->h + (size_t)cpu_nearest(i, sh, x->h)) * (size_t)x->w * c;
+            const float *from = (const float *)x->data +
+                                ((size_t)n * (size_t)x->h + (size_t)element_nearest(i, sh, x->h)) *
+                                    (size_t)x->w * c;
             float *to =
                 (float *)y->data + ((size_t)n * (size_t)y->h + (size_t)i) * (size_t)y->w * c;
             for (int j = 0; j < y->w; j++)
-                memcpy(to + (size_t)j * c, from + (size_t)cpu_nearest(j, sw, x->w) * c,
+                memcpy(to + (size_t)j * c, from + (size_t)element_nearest(j, sw, x->w) * c,
                        c * sizeof *to);
         }
     return 0;

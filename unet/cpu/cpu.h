@@ -54,13 +54,6 @@ static inline const struct kernels *kernels_of(const struct device *dev)
     return ((const struct cpu *)dev->impl)->k;
 }
 
-/* torch's rule for "nearest": floor(to * from_size / to_size), in float32. */
-static inline int cpu_nearest(int to, float scale, int from_size)
-{
-    int from = (int)floorf((float)to * scale);
-    return from < from_size ? from : from_size - 1;
-}
-
 /* cpu_back.c: gradients. */
 int cpu_group_norm_back(struct device *dev, struct tensor *dx, const struct norm *g,
                         const struct tensor *x, const struct tensor *more, enum act act,

@@ -29,19 +29,12 @@ int cpu_gain(struct device *dev, struct tensor *y, const struct tensor *h, doubl
     return 0;
 }
 
-static float share_at(const struct share *p, size_t place)
-{
-    float at = p->at ? p->at[place] : p->gate ? 0 : 1;
-    if (p->gate && gate_shut(at))
-        return 0;
-    at = p->gate ? gate_word(at) : at;
-    return p->s * (p->gate ? 1 / (1 + expf(-(p->bias + p->words * at))) : at);
-}
-
 static void scale_row(float *y, int n, const struct share *part, size_t place)
 {
     for (int k = 0; k < n; y += part[k++].width) {
-        float f = share_at(&part[k], place);
+        const struct share *p = &part[k];
+        float at = p->at ? p->at[place] : p->gate ? 0 : 1;
+        float f = element_share(p->s, p->gate, p->bias, p->words, at);
         for (int i = 0; i < part[k].width; i++)
             y[i] *= f;
     }

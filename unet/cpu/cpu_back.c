@@ -221,9 +221,10 @@ int cpu_upsample_back(struct device *dev, struct tensor *dx, const struct tensor
         for (int i = 0; i < dy->h; i++) {
             const float *from = (const float *)dy->data +
                                 ((size_t)n * (size_t)dy->h + (size_t)i) * (size_t)dy->w * c;
-            float *line = to + (size_t)cpu_nearest(i, sh, dx->h) * row;
+            float *line = to + (size_t)element_nearest(i, sh, dx->h) * row;
             for (int j = 0; j < dy->w; j++)
-                put(line + (size_t)cpu_nearest(j, sw, dx->w) * c, from + (size_t)j * c, c, true);
+                put(line + (size_t)element_nearest(j, sw, dx->w) * c, from + (size_t)j * c, c,
+                    true);
         }
     }
     return 0;
