@@ -8,6 +8,8 @@
 #   make torture    kills, full disks and crowds for repository and queue (KILLS=20: a short one)
 #   make test-slurm a cluster of this machine alone renders an array of batches (root)
 #   make bench      what this machine does, beside its limits
+#   make cuda       the program with NVIDIA GPUs beside the CPU (needs nvcc, cuBLASLt, cuDNN 9)
+#   make test-cuda  every op, network and strategy on the GPU; without one, on a processor that acts as one
 #   make deps       the packages weft is built from
 #   make install    PREFIX=/usr/local
 
@@ -53,6 +55,30 @@ TEST_OBJ := $(TEST_SRC:%.c=$(B)/%.o)
 WEFT     := $(if $(filter release,$(CONFIG)),build/weft,$(B)/weft)
 TESTS    := $(B)/weft-tests
 
+# ---- CUDA: `make cuda`, or CUDA=1 with any target --------------------------------------------------
+# The same program with one backend more: its own list of backends, the kernels by nvcc, the rest from libweft.a.
+CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(realpath $(shell command -v nvcc)))
+CUDA_SRC  := $(wildcard unet/cuda/*.c)
+CUDA_CU   := $(wildcard unet/cuda/*.cu)
+NVCCFLAGS := -std=c++17 -O3 -Xfatbin -compress-all -gencode arch=compute_80,code=sm_80 \
+             -gencode arch=compute_90,code=[sm_90,compute_90] -Xcompiler -Wall,-Wextra $(if $(CI),-Werror all-warnings)
+CUDA_OBJ  := $(B)/cuda/unet/backend.o $(CUDA_SRC:%.c=$(B)/cuda/%.o) $(CUDA_CU:%.cu=$(B)/cuda/%.cu.o)
+CUDA_LIBS := -L$(CUDA_HOME)/lib64 -lcublasLt -lcudnn -lcudart_static -ldl -lrt -lpthread
+
+# And the same files compiled for tests on a processor that does what a GPU would (tests/cuda/emulator).
+EMULATED_SRC := $(filter-out %/selftest.cpp,$(wildcard tests/cuda/emulator/*.cpp))
+EMULATED_OBJ := $(B)/emulated/unet/backend.o $(CUDA_SRC:%.c=$(B)/emulated/%.o) \
+                $(CUDA_CU:%.cu=$(B)/emulated/%.cu.o) $(EMULATED_SRC:%.cpp=$(B)/emulated/%.cpp.o)
+CUDA_TEST_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard tests/cuda/*.c))
+CUDA_ASK_OBJ := $(patsubst %.c,$(B)/cuda/%.o,$(wildcard tests/cuda/ask/*.c) unet/cuda/dnn.c unet/cuda/convolve.c)
+
+# Which backends the program was last linked with: another answer links it anew.
+BACKENDS := $(B)/backends$(if $(CUDA),-cuda,-cpu)
+$(BACKENDS):
+	@mkdir -p $(@D)
+	@rm -f $(B)/backends-*
+	@touch $@
+
 # `make V=1` shows whole commands.
 ifeq ($(V),)
 .SILENT:
@@ -62,9 +88,9 @@ endif
 .PHONY: all
 all: $(WEFT)
 
-$(WEFT): $(CLI_OBJ) $(B)/libweft.a | $(FAISS)
+$(WEFT): $(CLI_OBJ) $(if $(CUDA),$(CUDA_OBJ)) $(B)/libweft.a $(BACKENDS) | $(FAISS)
 	$(call say,LD)
-	$(CC) $(FLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+	$(CC) $(FLAGS) $(LDFLAGS) -o $@ $(filter-out $(BACKENDS),$^) $(if $(CUDA),$(CUDA_LIBS)) $(LIBS)
 
 $(B)/libweft.a: $(LIB_OBJ)
 	$(call say,AR)
@@ -83,6 +109,52 @@ $(B)/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	$(CC) $(DEFINES) $(FLAGS) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
 
+$(B)/cuda/%.o $(B)/emulated/%.o: DEFINES += -DWEFT_CUDA
+$(B)/cuda/%.o: %.c Makefile
+	$(call say,CC)
+	@mkdir -p $(@D)
+	$(CC) $(DEFINES) -isystem $(CUDA_HOME)/include $(FLAGS) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
+$(B)/cuda/%.cu.o: %.cu Makefile
+	$(call say,NVCC)
+	@mkdir -p $(@D)
+	nvcc $(NVCCFLAGS) -Iunet/cuda/device -Iunet/cuda -I. -D_GNU_SOURCE -MD -MP -c -o $@ $<
+
+# A quarter fewer instructions in the loop over keys; weights that small are none.
+$(B)/cuda/unet/cuda/attention.cu.o: NVCCFLAGS += -ftz=true
+
+# The emulator has headers of its own by NVIDIA's names. Contraction as nvcc has it.
+EMULATED_CXX := g++ -std=c++17 $(CFLAGS_$(CONFIG)) -ffp-contract=fast -Wall -Wextra -fopenmp \
+                -Itests/cuda/emulator -Iunet/cuda $(DEFINES) $(if $(CI),-Werror)
+$(B)/emulated/%.o: %.c Makefile
+	$(call say,CC)
+	@mkdir -p $(@D)
+	$(CC) $(DEFINES) -Itests/cuda/emulator $(FLAGS) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
+$(B)/emulated/%.cu.o: %.cu Makefile
+	$(call say,CXX)
+	@mkdir -p $(@D)
+	$(EMULATED_CXX) -x c++ -c -o $@ $<
+$(B)/emulated/%.cpp.o: %.cpp Makefile
+	$(call say,CXX)
+	@mkdir -p $(@D)
+	$(EMULATED_CXX) -c -o $@ $<
+
+$(B)/weft-test-cuda: $(CUDA_TEST_OBJ) $(CUDA_OBJ) $(B)/libweft.a | $(FAISS)
+	$(call say,LD)
+	$(CC) $(FLAGS) $(LDFLAGS) -o $@ $^ $(CUDA_LIBS) $(LIBS)
+# Of the backend only what plans convolutions; the choices are looked at on their way.
+$(B)/weft-ask-cudnn: $(CUDA_ASK_OBJ) $(B)/libweft.a | $(FAISS)
+	$(call say,LD)
+	$(CC) $(FLAGS) $(LDFLAGS) -Wl,--wrap=dnn_plan -o $@ $^ -L$(CUDA_HOME)/lib64 -lcudnn $(LIBS)
+$(B)/weft-test-emulated: $(CUDA_TEST_OBJ) $(EMULATED_OBJ) $(B)/libweft.a | $(FAISS)
+	$(call say,LD)
+	$(CC) $(FLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+$(B)/emulator-selftest: $(B)/emulated/tests/cuda/emulator/selftest.cpp.o $(EMULATED_SRC:%.cpp=$(B)/emulated/%.cpp.o)
+	$(call say,LD)
+	g++ $(CFLAGS_$(CONFIG)) -fopenmp $(LDFLAGS) -o $@ $^
+$(B)/weft-emulated: $(CLI_OBJ) $(EMULATED_OBJ) $(B)/libweft.a | $(FAISS)
+	$(call say,LD)
+	$(CC) $(FLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
 # Schemas of databases and pages for browsers as bytes of C arrays.
 TO_BYTES = @mkdir -p $(@D); od -An -v -td1 $< | sed 's/-*[0-9][0-9]*/&,/g' >$@.new && mv $@.new $@
 $(B)/%.inc: %.sql
@@ -96,6 +168,7 @@ $(B)/cli/gallery.o: $(B)/cli/gallery.inc
 $(B)/store/repo.o $(B)/store/queue.o $(B)/cli/catalog.o $(B)/cli/gallery.o: FLAGS += -I$(B)
 $(B)/unet/pen.o: FLAGS += -isystem /usr/include/freetype2
 
+-include $(CUDA_OBJ:.o=.d) $(EMULATED_OBJ:.o=.d) $(CUDA_TEST_OBJ:.o=.d) $(CUDA_ASK_OBJ:.o=.d)
 -include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_OBJ:.o=.d) $(wildcard $(B)/tests/fuzz/*.d)
 
 # ---- what people type ------------------------------------------------------------------------
@@ -121,14 +194,25 @@ DEMO := build/weft compare "a kite on the left and a lantern on the right" --aut
 
 .PHONY: test
 test: deps
-	@$(MAKE) --no-print-directory -j$$(nproc) $(WEFT) $(TESTS)
+	@$(MAKE) --no-print-directory -j$$(nproc) $(WEFT) $(TESTS) $(B)/weft-test-emulated
+	@.ci/test-emulated $(B)/weft-test-emulated
 	@.ci/test $(WEFT) $(TESTS)
+
+.PHONY: cuda
+cuda: deps
+	@command -v nvcc >/dev/null || { echo 'make cuda: nvcc is not on PATH; it comes with the CUDA toolkit' >&2; exit 1; }
+	@$(MAKE) --no-print-directory -j$$(nproc) CUDA=1 all
+
+.PHONY: test-cuda
+test-cuda: deps
+	@.ci/test-cuda
 
 .PHONY: san
 san: deps
 	@$(MAKE) --no-print-directory -j$$(nproc) CONFIG=san san-run
 .PHONY: san-run
-san-run: $(WEFT) $(TESTS)
+san-run: $(WEFT) $(TESTS) $(B)/weft-test-emulated
+	@$(if $(SUITES),,.ci/test-emulated $(B)/weft-test-emulated)
 	@.ci/test --san $(WEFT) $(TESTS) $(SUITES)
 
 .PHONY: check

@@ -127,6 +127,11 @@ struct chain {
 };
 enum { CHAINS_MOST = 8 };
 
+/* How the work of a device that does it later was handed over: lists, those that were graphs, and graphs made. */
+struct device_runs {
+    long lists, graphs, captured;
+};
+
 struct backend {
     const char *name;
     const char *about; /* one line for people */
@@ -142,6 +147,7 @@ struct backend {
     void (*store)(struct device *dev, float *p, const float *host, size_t n);
     /* A step ends here: what was asked for begins, if it has not yet. Optional: NULL where ops are done when they return. */
     int (*flush)(struct device *dev, struct err *err);
+    struct device_runs (*runs)(const struct device *dev); /* so far; NULL where flush is */
     /* Host floats to and from a tensor of t's whole size. */
     int (*upload)(struct device *dev, struct tensor *t, const float *host, struct err *err);
     int (*download)(struct device *dev, float *host, const struct tensor *t, struct err *err);
