@@ -1,9 +1,11 @@
 /* weft bench: what this machine does, beside its limits. */
 #include "bench.h"
+#include "device.h"
 #include "shelf.h"
 
 #include "compose/generate.h"
 #include "unet/file.h"
+#include "unet/gates.h"
 
 #include <fcntl.h>
 #include <jansson.h>
@@ -17,11 +19,12 @@
 #include <unistd.h>
 
 struct bench {
-    const char *model, *device;
-    int threads, rows, size[2];
+    const char *model;
+    int rows, size[2];
+    struct device_choice on;
     bool json, small;
     struct device *dev;
-    double ceiling; /* FLOP/s */
+    struct bench_limits limits;
 };
 
 int bench_parse(const struct option *o, int argc, char **argv, struct err *err)
@@ -114,6 +117,22 @@ bool bench_adapts(const struct site *s)
     return s->part == COMPONENT_UNET && s->layer && strstr(s->name, "attentions.");
 }
 
+float *bench_factors(const struct sites *sites, int rank)
+{
+    int most = 0;
+    for (int i = 0; i < sites->n; i++)
+        if (bench_adapts(&sites->at[i])) {
+            const struct layer *l = sites->at[i].layer;
+            most = l->out > most ? l->out : most;
+            most = l->in > most ? l->in : most;
+        }
+    size_t n = (size_t)most * (size_t)rank;
+    float *v = malloc((n + 1) * sizeof *v);
+    for (size_t i = 0; v && i <= n; i++)
+        v[i] = (float)(i * 37 % 1009) / 1009 - .5f;
+    return v;
+}
+
 int bench_list(struct delta_list *list, const struct sites *sites, int rank, const float *values,
                size_t places, size_t at, struct err *err)
 {
@@ -153,118 +172,45 @@ int bench_bind(struct adapter **a, struct device *dev, const struct sites *sites
     return rc;
 }
 
+static int open_gate(struct gates *g, int site, size_t c, struct err *err)
+{
+    size_t n = GATE_ROWS * c;
+    float *host = calloc(n + 1, sizeof *host);
+    g->host[site] = host;
+    g->at[site] = g->dev->be->alloc(g->dev, n * sizeof *host);
+    if (!host || !g->at[site])
+        return err_nomem(err, n * sizeof *host);
+    for (size_t k = 0; k < c; k++) {
+        host[GATE_BIAS * c + k] = 4;
+        host[GATE_GAIN * c + k] = 1;
+    }
+    g->dev->be->store(g->dev, g->at[site], host, n);
+    g->plain[site] = true;
+    return 0;
+}
+
+int bench_gates(struct gates **out, struct device *dev, const struct sites *sites, struct err *err)
+{
+    struct gates *g = calloc(1, sizeof *g);
+    size_t n = (size_t)sites->n + 1;
+    *out = g;
+    if (!g)
+        return err_nomem(err, sizeof *g);
+    g->dev = dev;
+    g->n_site = sites->n;
+    g->at = calloc(n, sizeof *g->at);
+    g->host = calloc(n, sizeof *g->host);
+    g->plain = calloc(n, sizeof *g->plain);
+    int rc = g->at && g->host && g->plain ? 0 : err_nomem(err, n * sizeof *g->at);
+    for (int i = 0; i < sites->n && rc == 0; i++)
+        if (bench_adapts(&sites->at[i]))
+            rc = open_gate(g, i, (size_t)sites->at[i].layer->out, err);
+    return rc;
+}
+
 static void figure(const struct bench *b, const char *name, double value, const char *unit)
 {
     bench_figure(b->json, name, value, unit);
-}
-
-/* ---- layers ---------------------------------------------------------------------------------- */
-
-struct shape {
-    const char *name;
-    int n, h, w, in, out, k;
-};
-
-/* Best seconds of one layer on one shape; its weights are zero, which costs the same. */
-static int time_layer(struct bench *b, const struct shape *s, double *best, struct err *err)
-{
-    size_t n = (size_t)s->out * (size_t)s->in * (size_t)(s->k * s->k);
-    float *w = calloc(n, sizeof *w);
-    struct layer l = {
-        .name = s->name,
-        .site = -1,
-        .out = s->out,
-        .in = s->in,
-        .kh = s->k,
-        .kw = s->k,
-        .stride = 1,
-        .w = {.dtype = DT_F32,
-              .ndim = 4,
-              .data = w,
-              .dim = {(uint64_t)s->out, (uint64_t)s->in, (uint64_t)s->k, (uint64_t)s->k}}};
-    struct run r;
-    int rc = w ? 0 : err_nomem(err, n * sizeof *w);
-
-    *best = 1e9;
-    for (int i = 0; i < 4; i++)
-        l.pad[i] = s->k / 2;
-    run_init(&r, b->dev);
-    run_measure(&r);
-    for (int i = 0; i < 7 && rc == 0; i++) {
-        struct tensor x = run_tensor(&r, s->n, s->h, s->w, s->in);
-        struct tensor y = run_layer_tensor(&r, &l, &x);
-        if (i == 0) {
-            rc = run_commit(&r, err);
-            continue;
-        }
-        op_affine(&r, &x, &x, 0, 0);
-        double t = cli_now();
-        op_layer(&r, &y, &l, &x, false);
-        t = cli_now() - t;
-        rc = run_check(&r, err);
-        *best = i > 1 && t < *best ? t : *best;
-        run_reset(&r);
-    }
-    layer_release(b->dev, &l);
-    run_release(&r);
-    free(w);
-    return rc;
-}
-
-static double shape_flops(const struct shape *s)
-{
-    return 2.0 * s->n * s->h * s->w * s->in * s->out * s->k * s->k;
-}
-
-/* The float32 ceiling as measured: the fastest of some products and convolutions that suit a processor
- * well. */
-static int bench_ceiling(struct bench *b, struct err *err)
-{
-    static const struct shape s[] = {{"product 1024 x 1024 x 1024", 1, 1024, 1, 1024, 1024, 1},
-                                     {"product 512 x 2048 x 1024", 1, 512, 1, 2048, 1024, 1},
-                                     {"product 384 x 1280 x 1280", 1, 384, 1, 1280, 1280, 1},
-                                     /* of odd sides: in as many products as are counted */
-                                     {"convolution 96, 17 x 17", 2, 17, 17, 96, 96, 3},
-                                     {"convolution 160, 9 x 9", 2, 9, 9, 160, 160, 3}};
-    int rc = 0;
-    for (size_t i = 0; i < sizeof s / sizeof *s && rc == 0; i++) {
-        double t;
-        rc = time_layer(b, &s[i], &t, err);
-        double rate = rc == 0 ? shape_flops(&s[i]) / t : 0;
-        b->ceiling = rate > b->ceiling ? rate : b->ceiling;
-    }
-    if (rc == 0)
-        figure(b, "float32 ceiling", b->ceiling / 1e9, "GFLOP/s");
-    return rc;
-}
-
-/* The layers that most of Stable Diffusion 1.5's time goes to, two rows (guidance) at 512 x 512. */
-static int bench_layers(struct bench *b, struct err *err)
-{
-    static const struct shape shapes[] = {
-        {"conv 3x3 320 -> 320, 64x64", 2, 64, 64, 320, 320, 3},
-        {"conv 3x3 640 -> 320, 64x64", 2, 64, 64, 640, 320, 3},
-        {"conv 3x3 640 -> 640, 32x32", 2, 32, 32, 640, 640, 3},
-        {"conv 3x3 1280 -> 1280, 16x16", 2, 16, 16, 1280, 1280, 3},
-        {"conv 3x3 2560 -> 1280, 8x8", 2, 8, 8, 2560, 1280, 3},
-        {"linear 320 -> 2560, 64x64 (ff in)", 2, 64, 64, 320, 2560, 1},
-        {"linear 1280 -> 320, 64x64 (ff out)", 2, 64, 64, 1280, 320, 1},
-        {"linear 1280 -> 1280, 16x16", 2, 16, 16, 1280, 1280, 1},
-        {"conv 3x3 96 -> 96, 16x16 (demo)", 2, 16, 16, 96, 96, 3},
-        {"conv 3x3 32 -> 32, 32x32 (demo)", 2, 32, 32, 32, 32, 3},
-    };
-    int rc = 0;
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes && rc == 0; i++) {
-        char name[80];
-        double t;
-        rc = time_layer(b, &shapes[i], &t, err);
-        if (rc < 0)
-            break;
-        figure(b, shapes[i].name, shape_flops(&shapes[i]) / t / 1e9, "GFLOP/s");
-        snprintf(name, sizeof name, "%s, of the ceiling", shapes[i].name);
-        figure(b, name, 100 * shape_flops(&shapes[i]) / t / b->ceiling, "%");
-    }
-    return rc;
 }
 
 /* ---- UNets ----------------------------------------------------------------------------------- */
@@ -275,6 +221,19 @@ const char bench_sd15_unet[] =
     " \"CrossAttnDownBlock2D\", \"CrossAttnDownBlock2D\", \"DownBlock2D\"],"
     " \"up_block_types\": [\"UpBlock2D\", \"CrossAttnUpBlock2D\", \"CrossAttnUpBlock2D\","
     " \"CrossAttnUpBlock2D\"]}";
+
+int bench_open_sd15(struct unet **u, struct sites *sites, struct device *dev, int width,
+                    struct err *err)
+{
+    struct source from;
+    char config[1200];
+    *u = NULL;
+    memset(sites, 0, sizeof *sites);
+    snprintf(config, sizeof config, bench_sd15_unet, width);
+    int rc = source_random(&from, config, "SD 1.5", 1, err);
+    rc = rc < 0 ? rc : unet_open(u, dev, &from, sites, err);
+    return rc < 0 ? rc : sites_finish(sites, err);
+}
 
 /* Best seconds of a UNet pass over `rows` rows, after one that packs the weights. */
 static int time_unet(struct bench *b, const struct unet *u, int rows, int h, int w, int tokens,
@@ -316,7 +275,7 @@ static int time_unet(struct bench *b, const struct unet *u, int rows, int h, int
         snprintf(name, sizeof name, "%s, speed", what);
         figure(b, name, flops / best / 1e9, "GFLOP/s");
         snprintf(name, sizeof name, "%s, of the ceiling", what);
-        figure(b, name, 100 * flops / best / b->ceiling, "%");
+        figure(b, name, 100 * flops / best / b->limits.flops, "%");
         snprintf(name, sizeof name, "%s, activations", what);
         figure(b, name, (double)pass.size / 1e6, "MB");
     }
@@ -327,13 +286,9 @@ static int time_unet(struct bench *b, const struct unet *u, int rows, int h, int
 
 static int bench_sd15(struct bench *b, struct err *err)
 {
-    struct source from;
-    struct sites sites = {0};
-    struct unet *u = NULL;
-    char config[1200];
-    snprintf(config, sizeof config, bench_sd15_unet, 768);
-    int rc = source_random(&from, config, "SD 1.5", 1, err);
-    rc = rc < 0 ? rc : unet_open(&u, b->dev, &from, &sites, err);
+    struct sites sites;
+    struct unet *u;
+    int rc = bench_open_sd15(&u, &sites, b->dev, 768, err);
     rc = rc < 0 ? rc : time_unet(b, u, 2, 64, 64, 77, 3, "SD 1.5 UNet, 512x512, guided", err);
     struct rusage ru;
     if (rc == 0 && getrusage(RUSAGE_SELF, &ru) == 0)
@@ -370,9 +325,23 @@ static int bench_picture(struct bench *b, struct err *err)
         return err_set(err, ERR_IO, "%s: no temporary folder can be made", out);
     snprintf(png, sizeof png, "%s/a.png", out);
     snprintf(threads, sizeof threads, "%d", b->dev->threads);
-    const char *const arg[] = {"render", "a red apple", "--model", b->model,    "--seed",
-                               "1",      "--steps",     "20",      "--threads", threads,
-                               "-o",     png,           NULL};
+    const char *const arg[] = {"render",
+                               "a red apple",
+                               "--model",
+                               b->model,
+                               "--seed",
+                               "1",
+                               "--steps",
+                               "20",
+                               "--threads",
+                               threads,
+                               "-o",
+                               png,
+                               "--device",
+                               b->dev->be->name,
+                               b->on.precision ? "--precision" : NULL,
+                               b->on.precision,
+                               NULL};
     int rc = bench_run(arg, NULL, &r, err);
     bench_remove_tree(out);
     if (rc < 0)
@@ -384,21 +353,19 @@ static int bench_picture(struct bench *b, struct err *err)
 
 /* ---- command --------------------------------------------------------------------------------- */
 
-#define MAX_OPTIONS 10
+#define MAX_OPTIONS 12
 
 static void make_options(struct option *o, void *target)
 {
     struct bench *b = target;
     const struct option table[] = {
         {"model", 'm', OPTION_TEXT, &b->model, "DIR", "default: the demo model", 0, 0, NULL},
-        {"threads", 't', OPTION_INT, &b->threads, "N", "default: all processors", 1, 1024, NULL},
-        {"device", 0, OPTION_TEXT, &b->device, "NAME", "default: cpu", 0, 0, NULL},
         {"small", 0, OPTION_FLAG, &b->small, NULL, "leave out the SD 1.5 shape (4 GB, a minute)", 0,
          0, NULL},
         {"json", 0, OPTION_FLAG, &b->json, NULL, "a line a figure: name, value, unit", 0, 0, NULL},
-        {.name = NULL},
     };
     memcpy(o, table, sizeof table);
+    *device_options(o + sizeof table / sizeof *table, &b->on) = (struct option){.name = NULL};
 }
 
 static const struct {
@@ -409,11 +376,33 @@ static const struct {
              {"batch", bench_batch, bench_batch_help},
              {"compose", bench_compose, bench_compose_help},
              {"retrieve", bench_retrieve, bench_retrieve_help},
-             {"grad", bench_grad, bench_grad_help}};
+             {"grad", bench_grad, bench_grad_help},
+             {"unet", bench_unet, bench_unet_help}};
+
+static int bench_all(struct bench *b, struct err *err)
+{
+    bool later = b->dev->be->flush;
+    int rc = bench_limits(&b->limits, b->dev, &b->on, b->json, err);
+    rc = rc < 0 ? rc : bench_layers(b->dev, &b->limits, b->json, err);
+    if (rc == 0 && later) {
+        const struct bench_unets u = {.dev = b->dev,
+                                      .limits = &b->limits,
+                                      .model = b->model,
+                                      .batch = bench_batches,
+                                      .small = b->small,
+                                      .json = b->json};
+        rc = bench_unets(&u, err);
+    }
+    if (rc == 0 && b->model && !later)
+        rc = bench_demo(b, err);
+    if (rc == 0 && b->model)
+        rc = bench_picture(b, err);
+    return rc < 0 || b->small || later ? rc : bench_sd15(b, err);
+}
 
 static int run(const struct command *self, int argc, char **argv)
 {
-    struct bench b = {.device = "cpu"};
+    struct bench b = {0};
     struct option o[MAX_OPTIONS];
     struct err err;
     const char **rest = calloc((size_t)argc + 1, sizeof *rest);
@@ -432,16 +421,8 @@ static int run(const struct command *self, int argc, char **argv)
     if (rc == 0 && n)
         rc = err_set(&err, ERR_ARG, "'%.60s' is no option of bench", rest[0]);
     b.model = b.model ? b.model : demo;
-    struct device_options how = {.threads = b.threads};
-    rc = rc < 0 ? rc : device_open(&b.dev, b.device, &how, &err);
-    rc = rc < 0 ? rc : bench_ceiling(&b, &err);
-    rc = rc < 0 ? rc : bench_layers(&b, &err);
-    if (rc == 0 && b.model)
-        rc = bench_demo(&b, &err);
-    if (rc == 0 && b.model)
-        rc = bench_picture(&b, &err);
-    if (rc == 0 && !b.small)
-        rc = bench_sd15(&b, &err);
+    rc = rc < 0 ? rc : device_choose(&b.dev, &b.on, &err);
+    rc = rc < 0 ? rc : bench_all(&b, &err);
     device_close(b.dev);
     free(rest);
     free(demo);
@@ -456,7 +437,7 @@ static void help(void)
 
 const struct command command_bench = {
     .name = "bench",
-    .usage = "weft bench [store|batch|compose|retrieve|grad] [options]",
+    .usage = "weft bench [store|batch|compose|retrieve|grad|unet] [options]",
     .about = "what this machine does, beside its limits",
     .run = run,
     .options = make_options,

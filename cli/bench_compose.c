@@ -1,33 +1,37 @@
 /* weft bench compose: what each strategy costs, for one adapter to eight. */
 #include "bench.h"
+#include "device.h"
 #include "shelf.h"
 
 #include "compose/compose.h"
 #include "compose/generate.h"
 #include "unet/config.h"
 #include "unet/gates.h"
+#include "unet/ops.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST = 8, RANK = 16, MAX_OPTIONS = 8 };
+enum { MOST = 8, RANK = 16, MAX_OPTIONS = 10 };
 
 struct bench {
     const char *model;
-    int threads;
+    struct device_choice on;
     bool json, sd15;
     int steps;      /* timed, of each */
     double around;  /* operations of a picture beside its steps */
-    const char *on; /* what the figures are of */
+    const char *of; /* what the figures are */
 
     struct device *dev;
     struct model *demo, *m;
     struct model other; /* the demo model with another UNet */
     float *values;      /* of all factors */
     struct use use[MOST];
-    struct gates gates; /* where adapters act, all open, a number a place */
+    struct gates *gates;
+    struct run keep;
+    struct tensor any; /* of the device's, to wait for it */
     struct prompt prompt, negative;
     struct generator *g;
 };
@@ -38,11 +42,10 @@ static void make_options(struct option o[MAX_OPTIONS], struct bench *b)
         {"model", 'm', OPTION_TEXT, &b->model, "DIR", "default: the demo model", 0, 0, NULL},
         {"sd15", 0, OPTION_FLAG, &b->sd15, NULL,
          "a UNet of SD 1.5's shape at 512 x 512 instead (5 GB, some minutes)", 0, 0, NULL},
-        {"threads", 't', OPTION_INT, &b->threads, "N", "default: all processors", 1, 1024, NULL},
         {"json", 0, OPTION_FLAG, &b->json, NULL, "a line a figure: name, value, unit", 0, 0, NULL},
-        {.name = NULL},
     };
     memcpy(o, table, sizeof table);
+    *device_options(o + sizeof table / sizeof *table, &b->on) = (struct option){.name = NULL};
 }
 
 void bench_compose_help(void)
@@ -61,17 +64,10 @@ void bench_compose_help(void)
 /* The demo model's texts and autoencoder around a UNet of SD 1.5's widths that was never trained. */
 static int open_sd15(struct bench *b, struct err *err)
 {
-    struct source from;
-    char config[1200];
-    int width = b->demo->text->tower.width;
-    snprintf(config, sizeof config, bench_sd15_unet, width);
     b->other = *b->demo;
-    b->other.unet = NULL;
-    memset(&b->other.sites, 0, sizeof b->other.sites);
     b->m = &b->other;
-    int rc = source_random(&from, config, "SD 1.5", 1, err);
-    rc = rc < 0 ? rc : unet_open(&b->other.unet, b->dev, &from, &b->other.sites, err);
-    return rc < 0 ? rc : sites_finish(&b->other.sites, err);
+    return bench_open_sd15(&b->other.unet, &b->other.sites, b->dev, b->demo->text->tower.width,
+                           err);
 }
 
 /* All factors share the same small values: what they are costs nothing. */
@@ -85,31 +81,13 @@ static int bind(struct bench *b, struct use *use, const char *name, const char *
     return rc;
 }
 
-static int open_gates(struct bench *b, struct err *err)
+static int keep_any(struct bench *b, struct err *err)
 {
-    struct gates *g = &b->gates;
-    g->dev = b->dev;
-    g->n_site = b->m->sites.n;
-    g->at = calloc((size_t)g->n_site + 1, sizeof *g->at);
-    g->host = calloc((size_t)g->n_site + 1, sizeof *g->host);
-    g->plain = calloc((size_t)g->n_site + 1, sizeof *g->plain);
-    int rc = g->at && g->host && g->plain ? 0 : err_nomem(err, (size_t)g->n_site * sizeof *g->at);
-    for (int i = 0; i < g->n_site && rc == 0; i++) {
-        if (!bench_adapts(&b->m->sites.at[i]))
-            continue;
-        size_t c = (size_t)b->m->sites.at[i].layer->out, n = GATE_ROWS * c;
-        float *host = calloc(n + 1, sizeof *host);
-        g->at[i] = b->dev->be->alloc(b->dev, n * sizeof *host);
-        rc = host && g->at[i] ? 0 : err_nomem(err, n * sizeof *host);
-        for (size_t k = 0; k < c && rc == 0; k++) {
-            host[GATE_BIAS * c + k] = 4;
-            host[GATE_GAIN * c + k] = 1;
-        }
-        if (rc == 0)
-            b->dev->be->store(b->dev, g->at[i], host, n);
-        g->host[i] = host;
-        g->plain[i] = true;
-    }
+    run_init(&b->keep, b->dev);
+    run_measure(&b->keep);
+    run_tensor(&b->keep, 1, 1, 1, 1);
+    int rc = run_commit(&b->keep, err);
+    b->any = run_tensor(&b->keep, 1, 1, 1, 1);
     return rc;
 }
 
@@ -119,32 +97,23 @@ static int open_all(struct bench *b, struct err *err)
     static const char *const word[MOST] = {"one",  "red",   "apple",  "on",
                                            "blue", "plate", "beside", "cats"};
     char *demo = cli_asset("model");
-    struct device_options how = {.threads = b->threads};
-    int rc = device_open(&b->dev, "cpu", &how, err);
+    int rc = device_choose(&b->dev, &b->on, err);
     if (rc == 0 && !b->model && !demo)
         rc = err_set(err, ERR_IO, "the demo model is not installed; name a model with --model DIR");
     rc = rc < 0 ? rc : model_open(&b->demo, b->dev, b->model ? b->model : demo, err);
     b->m = b->demo;
     if (rc == 0 && b->sd15)
         rc = open_sd15(b, err);
-    size_t most = 0;
-    for (int i = 0; rc == 0 && i < b->m->sites.n; i++)
-        if (bench_adapts(&b->m->sites.at[i])) {
-            const struct layer *l = b->m->sites.at[i].layer;
-            most = (size_t)l->out > most ? (size_t)l->out : most;
-            most = (size_t)l->in > most ? (size_t)l->in : most;
-        }
-    b->values = calloc(most * RANK + 1, sizeof *b->values);
-    if (rc == 0 && !b->values)
-        rc = err_nomem(err, most * RANK * sizeof *b->values);
-    for (size_t i = 0; rc == 0 && i < most * RANK; i++)
-        b->values[i] = (float)(i * 37 % 1009) / 1009 - .5f;
+    if (rc == 0) {
+        b->values = bench_factors(&b->m->sites, RANK);
+        rc = b->values ? keep_any(b, err) : err_nomem(err, RANK * sizeof *b->values);
+    }
     for (int i = 0; i < MOST && rc == 0; i++) {
         char name[32];
         snprintf(name, sizeof name, "adapter %d", i + 1);
         rc = bind(b, &b->use[i], name, word[i], err);
     }
-    rc = rc < 0 ? rc : open_gates(b, err);
+    rc = rc < 0 ? rc : bench_gates(&b->gates, b->dev, &b->m->sites, err);
     rc = rc < 0 ? rc : prompt_read(&b->prompt, "one red apple on a blue plate beside cats", err);
     rc = rc < 0 ? rc : prompt_read_negative(&b->negative, "", err);
     rc = rc < 0 ? rc : generator_open(&b->g, b->m, err);
@@ -157,14 +126,8 @@ static void close_all(struct bench *b)
     generator_close(b->g);
     for (int i = 0; i < MOST; i++)
         adapter_free((struct adapter *)b->use[i].adapter);
-    for (int i = 0; b->gates.at && b->gates.host && i < b->gates.n_site; i++) {
-        if (b->gates.at[i])
-            b->dev->be->free(b->dev, b->gates.at[i]);
-        free(b->gates.host[i]);
-    }
-    free(b->gates.host);
-    free(b->gates.plain);
-    free(b->gates.at);
+    gates_close(b->gates);
+    run_release(&b->keep);
     prompt_release(&b->prompt);
     prompt_release(&b->negative);
     free(b->values);
@@ -185,12 +148,16 @@ struct cell {
 struct watch_steps {
     int steps;
     double began, ended;
+    const struct tensor *any;
 };
 
 static int on_step(void *user, int done, int total)
 {
     struct watch_steps *w = user;
+    struct err none;
     (void)total;
+    if (done == 0 || done == w->steps)
+        bench_wait(w->any, &none); /* the next step fails if this did */
     if (done == 0)
         w->began = cli_now();
     w->ended = cli_now();
@@ -203,7 +170,8 @@ static int measure(struct bench *b, const char *compose, int n, bool fold, struc
     struct picture p;
     struct cost cost;
     struct image im;
-    struct watch_steps w = {.steps = b->steps};
+    struct watch_steps w = {.steps = b->steps, .any = &b->any};
+    int times = b->dev->be->flush ? 4 : 2; /* until all that comes again has been captured */
     int side = b->m->unet->sample_size * b->m->vae->factor;
     picture_init(&p, b->m);
     p.steps = b->steps;
@@ -214,7 +182,7 @@ static int measure(struct bench *b, const char *compose, int n, bool fold, struc
     p.n_use = n;
     p.compose = compose;
     p.fold = fold;
-    p.gates = &b->gates;
+    p.gates = b->gates;
     p.sampler = "ddim";
     int rc = 0;
     if (n == 0) { /* all steps are alike: what twice as many do not take twice is not theirs */
@@ -226,7 +194,7 @@ static int measure(struct bench *b, const char *compose, int n, bool fold, struc
     rc = rc < 0 ? rc : generator_prepare(b->g, &p, 1, &cost, err);
     b->around += n == 0 ? 2 * cost.flops : 0;
     c->seconds = INFINITY;
-    for (int i = 0; i < 2 && rc == 0; i++) {
+    for (int i = 0; i < times && rc == 0; i++) {
         rc = generator_run(b->g, &im, on_step, &w, err);
         rc = rc == ERR_STOPPED ? 0 : rc;
         c->seconds = fmin(c->seconds, (w.ended - w.began) / b->steps);
@@ -240,7 +208,7 @@ static void figure(const struct bench *b, const char *what, int n, const char *n
                    const char *unit)
 {
     char text[160];
-    snprintf(text, sizeof text, "%s, %s, %d adapter%s: %s", b->on, what, n, n == 1 ? "" : "s",
+    snprintf(text, sizeof text, "%s, %s, %d adapter%s: %s", b->of, what, n, n == 1 ? "" : "s",
              name);
     bench_figure(b->json, text, value, unit);
 }
@@ -307,10 +275,10 @@ static int bench_strategies(struct bench *b, const struct cell *bare, struct err
     const int *n = b->sd15 ? few : counts;
     int n_count = b->sd15 ? 2 : (int)(sizeof counts / sizeof *counts), rc = 0;
     if (!b->json)
-        printf("\n%-20s n         ms    times      ops       MB  planning %%\n", b->on);
+        printf("\n%-20s n         ms    times      ops       MB  planning %%\n", b->of);
     for (size_t i = 0; i < sizeof compose / sizeof *compose && rc == 0; i++) {
-        for (int s = 0; s < b->gates.n_site; s++)
-            b->gates.plain[s] = b->gates.host[s] && compose[i] != full;
+        for (int s = 0; s < b->gates->n_site; s++)
+            b->gates->plain[s] = b->gates->host[s] && compose[i] != full;
         for (int k = 0; k < n_count && rc == 0; k++) {
             struct cell c = {0};
             rc = measure(b, compose[i], n[k], false, &c, err);
@@ -352,7 +320,7 @@ int bench_compose(int argc, char **argv)
 
     make_options(o, &b);
     int rc = bench_parse(o, argc, argv, &err);
-    b.on = b.sd15 ? "SD 1.5 UNet" : "demo UNet";
+    b.of = b.sd15 ? "SD 1.5 UNet" : "demo UNet";
     b.steps = b.sd15 ? 2 : 20;
     rc = rc < 0 ? rc : open_all(&b, &err);
     rc = rc < 0 ? rc : measure(&b, "merge", 0, false, &bare, &err);

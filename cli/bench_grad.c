@@ -1,6 +1,7 @@
 /* weft bench grad: what the way back through the UNet takes, beside the way forth. */
 #include "bench.h"
 #include "cli.h"
+#include "device.h"
 
 #include "compose/attended.h"
 #include "unet/model.h"
@@ -10,11 +11,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_OPTIONS = 8, TURNS = 8, KEYS = 4 };
+enum { MAX_OPTIONS = 10, TURNS = 8, KEYS = 4 };
 
 struct bench {
     const char *model;
-    int threads, rows;
+    int rows;
+    struct device_choice on;
     bool json;
     struct device *dev;
     struct model *m;
@@ -22,6 +24,7 @@ struct bench {
     struct tape *tape;
     struct attended seen;
     float *x, *text, *dy; /* of the host */
+    struct tensor any;    /* of the device's, to wait for it */
 };
 
 /* One way of running: all of it or to the last map; noted; and back. */
@@ -35,11 +38,10 @@ static void make_options(struct option o[MAX_OPTIONS], struct bench *b)
     const struct option table[] = {
         {"model", 'm', OPTION_TEXT, &b->model, "DIR", "default: the demo model", 0, 0, NULL},
         {"rows", 0, OPTION_INT, &b->rows, "N", "pictures at once, default 3", 1, 8, NULL},
-        {"threads", 't', OPTION_INT, &b->threads, "N", "default: all processors", 1, 1024, NULL},
         {"json", 0, OPTION_FLAG, &b->json, NULL, "a line a figure: name, value, unit", 0, 0, NULL},
-        {.name = NULL},
     };
     memcpy(o, table, sizeof table);
+    *device_options(o + sizeof table / sizeof *table, &b->on) = (struct option){.name = NULL};
 }
 
 void bench_grad_help(void)
@@ -60,6 +62,14 @@ static void saw(void *user, struct run *r, int cross, int region, const struct t
         attended_see(&b->seen, r, q, k, how);
 }
 
+/* The time when all that was asked for is done. */
+static double done_at(struct bench *b)
+{
+    if (!b->r.measuring && !b->r.err.code)
+        bench_wait(&b->any, &b->r.err);
+    return cli_now();
+}
+
 static void pass(struct bench *b, struct way *w)
 {
     static const double t[8] = {801, 801, 801, 801, 801, 801, 801, 801};
@@ -72,7 +82,8 @@ static void pass(struct bench *b, struct way *w)
     struct tensor x = run_tensor(&b->r, b->rows, side, side, u->in_channels);
     op_upload(&b->r, &x, b->x);
     attended_begin(&b->seen, b->rows);
-    double at = cli_now();
+    b->any = x;
+    double at = done_at(b);
     if (w->noted) {
         tape_begin(b->tape, &b->r);
         tape_want(b->tape, &x);
@@ -81,7 +92,7 @@ static void pass(struct bench *b, struct way *w)
     struct tensor y = unet_forward(u, &b->r, &x, t, &(struct unet_text){&text, 1}, NULL);
     b->r.map_watch = NULL;
     attended_end(&b->seen);
-    w->forth = fmin(w->forth, cli_now() - at);
+    w->forth = fmin(w->forth, done_at(b) - at);
     at = cli_now();
     if (w->back) {
         if (w->maps)
@@ -90,7 +101,7 @@ static void pass(struct bench *b, struct way *w)
             tape_seed(b->tape, &y, b->dy);
         tape_back(b->tape, &x);
     }
-    w->home = fmin(w->home, cli_now() - at);
+    w->home = fmin(w->home, done_at(b) - at);
 }
 
 static int measure(struct bench *b, struct way *w, struct err *err)
@@ -151,9 +162,8 @@ static int fill(float **out, size_t n, struct err *err)
 
 static int open_all(struct bench *b, struct err *err)
 {
-    const struct device_options how = {.threads = b->threads};
     char *demo = cli_asset("model");
-    int rc = b->model || demo ? device_open(&b->dev, "cpu", &how, err)
+    int rc = b->model || demo ? device_choose(&b->dev, &b->on, err)
                               : err_set(err, ERR_IO, "there is no demo model");
     rc = rc < 0 ? rc : model_open(&b->m, b->dev, b->model ? b->model : demo, err);
     free(demo);

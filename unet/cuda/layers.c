@@ -95,7 +95,7 @@ static int pack(struct device *dev, const struct layer *cl, struct cuda_weights 
 const void *cuda_weight(struct device *dev, const struct layer *l, struct err *err)
 {
     struct cuda_weights *p;
-    struct err own;
+    struct err own = {.code = 0};
     return pack(dev, l, &p, err ? err : &own) < 0 ? NULL : p->w;
 }
 
@@ -232,7 +232,7 @@ static int way_of(struct device *dev, const struct layer *l, const struct tensor
 int cuda_layer_prepare(struct device *dev, const struct tensor *y, const struct layer *l,
                        const struct tensor *x, bool accumulate, struct err *err)
 {
-    struct err own;
+    struct err own = {.code = 0};
     struct way way;
     return way_of(dev, l, x, y, false, accumulate, &way, err ? err : &own);
 }
@@ -240,7 +240,7 @@ int cuda_layer_prepare(struct device *dev, const struct tensor *y, const struct 
 int cuda_layer(struct device *dev, struct tensor *y, const struct layer *l, const struct tensor *x,
                bool accumulate, struct err *err)
 {
-    struct err own;
+    struct err own = {.code = 0};
     struct way way;
     err = err ? err : &own;
     int rc = way_of(dev, l, x, y, false, accumulate, &way, err);
@@ -269,7 +269,7 @@ size_t cuda_layer_back_scratch(const struct layer *l, const struct tensor *dx,
 int cuda_layer_back_prepare(struct device *dev, const struct tensor *dx, const struct layer *l,
                             const struct tensor *dy, bool add, struct err *err)
 {
-    struct err own;
+    struct err own = {.code = 0};
     struct way way;
     return way_of(dev, l, dx, dy, true, add, &way, err ? err : &own);
 }
@@ -277,7 +277,7 @@ int cuda_layer_back_prepare(struct device *dev, const struct tensor *dx, const s
 int cuda_layer_back(struct device *dev, struct tensor *dx, const struct layer *l,
                     const struct tensor *dy, bool add, void *scratch, struct err *err)
 {
-    struct err own;
+    struct err own = {.code = 0};
     struct way way;
     (void)scratch;
     err = err ? err : &own;
