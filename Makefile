@@ -8,7 +8,7 @@
 #   make torture    kills, full disks and crowds for repository and queue (KILLS=20: a short one)
 #   make test-slurm a cluster of this machine alone renders an array of batches (root)
 #   make bench      what this machine does, beside its limits
-#   make cuda       the program with NVIDIA GPUs beside the CPU (needs nvcc, cuBLASLt, cuDNN 9)
+#   make cuda       the program with NVIDIA GPUs beside the CPU (needs nvcc, cuBLASLt, cuDNN 9.13 or newer)
 #   make test-cuda  every op, network and strategy on the GPU; without one, on a processor that acts as one
 #   make deps       the packages weft is built from
 #   make install    PREFIX=/usr/local
