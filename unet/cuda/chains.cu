@@ -81,6 +81,7 @@ static int push_batch(struct device *dev, batch *b, struct err *err)
 static int batch_put(batch *b, const struct chain *c, int row, const void *down, const void *up,
                      int stride)
 {
+    assert(c->n_part <= PARTS_MOST);
     int left = c->x.n - row, room = b->n < CHAINS_MOST ? PARTS_MOST - b->n_part : -1;
     bool one = c->alike || !c->n_part;
     int rows = room < c->n_part ? 0 : one ? left : room / c->n_part;

@@ -232,7 +232,7 @@ int conv_push(struct device *dev, const struct conv *p, void *to, const void *fr
     size_t bytes = behind + (size_t)p->workspace;
     char *room = p->workspace ? cuda_scratch(dev, bytes) : NULL;
     if (p->workspace && !room)
-        return err_nomem(err, bytes);
+        return cuda_short(dev, bytes, err);
     a.workspace = room ? room + behind : NULL;
     return cuda_push(dev, go, &a, sizeof a, NULL, 0, err);
 }

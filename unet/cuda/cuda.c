@@ -33,6 +33,15 @@ int cuda_check(struct device *dev, struct err *err)
     return broken->code;
 }
 
+void cuda_trim(struct cuda *c)
+{
+    cudaMemPool_t pool;
+    cudaGetLastError();
+    cudaStreamSynchronize(c->stream);
+    if (cudaDeviceGetDefaultMemPool(&pool, 0) == cudaSuccess)
+        cudaMemPoolTrimTo(pool, 0);
+}
+
 static void cuda_close(struct device *dev)
 {
     struct cuda *c = cuda_of(dev);
@@ -43,8 +52,10 @@ static void cuda_close(struct device *dev)
     cuda_list_free(c); /* graphs before the plans whose kernels they have */
     cuda_dnn_close(c->dnn);
     cuda_blas_close(c->blas);
-    if (c->stream)
+    if (c->stream) {
+        cuda_trim(c);
         cudaStreamDestroy(c->stream);
+    }
     free(c);
     dev->impl = NULL;
 }
@@ -114,22 +125,12 @@ static int cuda_open(struct device *dev, const struct device_options *o, struct 
 
 /* ---- memory ---------------------------------------------------------------------------------- */
 
-/* What is free but kept goes back to the driver, so that it can be had in another piece. */
-static void trim(struct cuda *c)
-{
-    cudaMemPool_t pool;
-    cudaGetLastError();
-    cudaStreamSynchronize(c->stream);
-    if (cudaDeviceGetDefaultMemPool(&pool, 0) == cudaSuccess)
-        cudaMemPoolTrimTo(pool, 0);
-}
-
 void *cuda_take(struct cuda *c, size_t bytes)
 {
     void *p = NULL;
     cudaError_t rc = cudaMallocAsync(&p, bytes ? bytes : 1, c->stream);
     if (rc == cudaErrorMemoryAllocation) {
-        trim(c);
+        cuda_trim(c);
         rc = cudaMallocAsync(&p, bytes ? bytes : 1, c->stream);
     }
     if (rc == cudaErrorMemoryAllocation)
@@ -143,6 +144,12 @@ void cuda_give(struct cuda *c, void *p)
 {
     if (p)
         cuda_failed(c, cudaFreeAsync(p, c->stream));
+}
+
+int cuda_short(struct device *dev, size_t bytes, struct err *err)
+{
+    int rc = cuda_check(dev, err);
+    return rc < 0 ? rc : err_nomem(err, bytes);
 }
 
 static void *cuda_alloc(struct device *dev, size_t bytes)
@@ -162,7 +169,10 @@ static void cuda_free(struct device *dev, void *p)
 
 static void cuda_store(struct device *dev, float *p, const float *host, size_t n)
 {
-    cuda_put(dev, p, host, n * sizeof *p, NULL);
+    struct cuda *c = cuda_of(dev);
+    struct err err;
+    if (cuda_put(dev, p, host, n * sizeof *p, &err) < 0 && !c->broken.code)
+        c->broken = err; /* who stores cannot be told */
 }
 
 /* Values of t's type, between t and float32 of the host. */

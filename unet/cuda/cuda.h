@@ -91,6 +91,10 @@ int cuda_failed(struct cuda *c, cudaError_t rc);
  * and nothing else has happened. */
 void *cuda_take(struct cuda *c, size_t bytes);
 void cuda_give(struct cuda *c, void *p);
+/* Waits, and gives what is free but kept back to the driver, so that it can be had in another piece, or by a library. */
+void cuda_trim(struct cuda *c);
+/* Why there is no memory: the device is broken, or there is too little. */
+int cuda_short(struct device *dev, size_t bytes, struct err *err);
 /* 0, or the first failure of all, which stays. */
 int cuda_check(struct device *dev, struct err *err);
 

@@ -116,7 +116,7 @@ bool fused_attention(struct device *dev, struct tensor *o, const struct tensor *
         return false;
     struct fused_args f = {.plan = p, .o = o->data, .q = q->data, .k = k->data, .v = v->data};
     if (p->workspace && !(f.workspace = cuda_scratch(dev, (size_t)p->workspace)))
-        *rc = err_nomem(err, (size_t)p->workspace);
+        *rc = cuda_short(dev, (size_t)p->workspace, err);
     else
         *rc = cuda_push(dev, go, &f, sizeof f, NULL, 0, err);
     return true;

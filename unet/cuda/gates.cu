@@ -384,7 +384,7 @@ static int plan(struct device *dev, gate_args *a, int n, int staged, struct err 
     int wanted = 3 * c->processors / blocks;
     a->share = (int)div_up((size_t)most, (size_t)(wanted < most ? wanted : most)) * WARPS * COLUMNS;
     a->splits = (int)div_up((size_t)a->c, (size_t)a->share);
-    return a->norms ? 0 : err_nomem(err, bytes);
+    return a->norms ? 0 : cuda_short(dev, bytes, err);
 }
 
 extern "C" int cuda_gate(struct device *dev, struct tensor *y, const struct tensor *h,

@@ -291,7 +291,7 @@ extern "C" int cuda_gate_back(struct device *dev, struct tensor *dh, struct tens
         if (!many && bytes + 1024 > (size_t)c->shared_most) {
             a.room = (float *)cuda_scratch(dev, blocks * bytes);
             if (!a.room)
-                return err_nomem(err, blocks * bytes);
+                return cuda_short(dev, blocks * bytes, err);
         }
         rc = cuda_push(dev, go_gate_back, &a, sizeof a, &call, call.bytes(n), err);
     }

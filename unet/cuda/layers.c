@@ -226,7 +226,7 @@ static int way_of(struct device *dev, const struct layer *l, const struct tensor
         return err->code;
     size_t bytes =
         way->matmul ? matmul_workspace(way->matmul) : way->padded + conv_workspace(way->conv);
-    return !bytes || cuda_scratch(dev, bytes) ? 0 : err_nomem(err, bytes);
+    return !bytes || cuda_scratch(dev, bytes) ? 0 : cuda_short(dev, bytes, err);
 }
 
 int cuda_layer_prepare(struct device *dev, const struct tensor *y, const struct layer *l,

@@ -9,6 +9,7 @@ enum {
     COMMANDS_MOST = 16384, /* more are run before it grows on */
     GRAPHS_MOST = 32,      /* the one that was not used for longest goes */
     GRAPH_LEAST = 8,       /* fewer commands are no worth a graph */
+    PARAMS_MOST = 8 << 20, /* bytes, likewise */
     AHEAD_MOST = 3         /* runs that are asked for while another is on */
 };
 
@@ -168,6 +169,10 @@ static bool capture(struct cuda *c, struct seen *s)
     cudaError_t end = cudaStreamEndCapture(c->stream, &graph);
     if (rc == 0 && end == cudaSuccess && graph)
         end = cudaGraphInstantiate(&s->graph, graph, 0);
+    if (rc == 0 && end == cudaErrorMemoryAllocation && graph) {
+        cuda_trim(c);
+        end = cudaGraphInstantiate(&s->graph, graph, 0);
+    }
     if (graph)
         cudaGraphDestroy(graph);
     if (rc == 0 && end == cudaSuccess && s->graph)
@@ -181,18 +186,12 @@ static bool capture(struct cuda *c, struct seen *s)
 
 /* ---- running --------------------------------------------------------------------------------- */
 
-/* A list that there is no memory for cannot be run any more: what it would have computed is missing. */
-static int cuda_none(struct cuda *c, size_t bytes)
-{
-    return c->broken.code ? c->broken.code : err_nomem(&c->broken, bytes);
-}
-
-/* Room for all params, here and on the device. */
-static int params_room(struct cuda *c)
+/* Room for n bytes of params, here and on the device: ERR_NOMEM, and nothing else has happened. */
+static int params_room(struct cuda *c, size_t bytes, struct err *err)
 {
     struct cuda_list *l = c->list;
     size_t n = l->room ? l->room : 1 << 20;
-    while (n < l->params.n)
+    while (n < bytes)
         n *= 2;
     if (n == l->room)
         return 0;
@@ -200,31 +199,53 @@ static int params_room(struct cuda *c)
     cuda_give(c, l->device);
     l->room = 0;
     l->device = cuda_take(c, n);
-    int rc = l->device ? 0 : cuda_none(c, n);
-    for (int i = 0; i < AHEAD_MOST && rc == 0; i++) {
-        cudaFreeHost(l->host[i]);
+    bool all = l->device != NULL;
+    for (int i = 0; i < AHEAD_MOST && all; i++) {
+        if (l->host[i])
+            cudaFreeHost(l->host[i]);
         l->host[i] = NULL;
-        rc = cuda_failed(c, cudaMallocHost((void **)&l->host[i], n));
-        if (rc == 0 && !l->done[i])
-            rc = cuda_failed(c, cudaEventCreateWithFlags(&l->done[i], cudaEventDisableTiming));
+        all = cudaMallocHost((void **)&l->host[i], n) == cudaSuccess;
+        if (all && !l->done[i])
+            all = cudaEventCreateWithFlags(&l->done[i], cudaEventDisableTiming) == cudaSuccess;
     }
-    l->room = rc == 0 ? n : 0;
-    return rc;
+    if (!all) {
+        cudaGetLastError();
+        return c->broken.code ? c->broken.code : err_nomem(err, n);
+    }
+    l->room = n;
+    return 0;
 }
 
 /* Params to the device; *turn: which of the host's copies they are in. */
 static int send(struct cuda *c, int *turn)
 {
     struct cuda_list *l = c->list;
-    int rc = params_room(c);
     *turn = (int)(l->runs.lists % AHEAD_MOST);
-    if (rc == 0)
-        rc = cuda_failed(c, cudaEventSynchronize(l->done[*turn]));
+    int rc = cuda_failed(c, cudaEventSynchronize(l->done[*turn]));
     if (rc < 0 || !l->params.n)
         return rc;
     memcpy(l->host[*turn], l->params.at, l->params.n);
     return cuda_failed(c, cudaMemcpyAsync(l->device, l->host[*turn], l->params.n,
                                           cudaMemcpyHostToDevice, c->stream));
+}
+
+/* By its graph, or where there is no memory for that any more, one by one. */
+static int launch_graph(struct cuda *c, struct seen *s)
+{
+    cudaError_t rc = cudaGraphLaunch(s->graph, c->stream);
+    if (rc == cudaErrorMemoryAllocation) {
+        cuda_trim(c);
+        rc = cudaGraphLaunch(s->graph, c->stream);
+    }
+    if (rc != cudaErrorMemoryAllocation) {
+        c->list->runs.graphs++;
+        return cuda_failed(c, rc);
+    }
+    cudaGetLastError();
+    cudaGraphExecDestroy(s->graph);
+    s->graph = NULL;
+    s->never = true;
+    return run_commands(c);
 }
 
 static int run(struct cuda *c)
@@ -238,13 +259,12 @@ static int run(struct cuda *c)
         l->runs.captured += s->graph != NULL;
     }
     if (s && s->graph)
-        rc = cuda_failed(c, cudaGraphLaunch(s->graph, c->stream));
+        rc = launch_graph(c, s);
     else if (rc == 0)
         rc = run_commands(c);
     if (rc == 0)
         rc = cuda_failed(c, cudaEventRecord(l->done[turn], c->stream));
     l->runs.lists++;
-    l->runs.graphs += s && s->graph;
     return rc;
 }
 
@@ -265,8 +285,11 @@ int cuda_push(struct device *dev, cuda_go *go, const void *args, size_t n_args, 
     struct cuda_list *l = c->list;
     struct command cmd = {.go = go, .n_args = (uint32_t)n_args, .n_params = (uint32_t)n_params};
     assert(n_args <= CUDA_ARGS_MOST && n_params <= CUDA_PARAMS_MOST);
-    if (l->commands.n >= COMMANDS_MOST * sizeof cmd && cuda_flush(dev, err) < 0)
-        return err ? err->code : ERR_IO;
+    bool full = l->commands.n >= COMMANDS_MOST * sizeof cmd || l->params.n + n_params > PARAMS_MOST;
+    int rc = full ? cuda_flush(dev, err) : 0;
+    rc = rc < 0 ? rc : params_room(c, l->params.n + n_params + 16, err);
+    if (rc < 0)
+        return rc;
     if (!bytes_room(&l->commands, sizeof cmd + 16) || !bytes_room(&l->args, n_args + 16) ||
         !bytes_room(&l->params, n_params + 16))
         return err_nomem(err, n_args + n_params);
@@ -341,7 +364,8 @@ void cuda_list_free(struct cuda *c)
     if (l->seen)
         forget_all(c);
     for (int i = 0; i < AHEAD_MOST; i++) {
-        cudaFreeHost(l->host[i]);
+        if (l->host[i])
+            cudaFreeHost(l->host[i]);
         if (l->done[i])
             cudaEventDestroy(l->done[i]);
     }

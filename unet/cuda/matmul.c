@@ -204,6 +204,6 @@ int matmul_push(struct device *dev, const struct matmul *p, void *y, const void 
 {
     struct matmul_args a = {.plan = p, .y = y, .x = x, .w = w, .b = b};
     if (p->how.workspaceSize && !(a.workspace = cuda_scratch(dev, p->how.workspaceSize)))
-        return err_nomem(err, p->how.workspaceSize);
+        return cuda_short(dev, p->how.workspaceSize, err);
     return cuda_push(dev, go, &a, sizeof a, NULL, 0, err);
 }

@@ -223,7 +223,7 @@ static bool take_room(struct device *dev, group_args *a, struct err *err)
     size_t sets = a->dy ? 2 : 1, bytes = sets * (parts + (many ? whole : 0)) * sizeof(float);
     a->stats = (float *)cuda_scratch(dev, bytes);
     if (!a->stats) {
-        err_nomem(err, bytes);
+        cuda_short(dev, bytes, err);
         return false;
     }
     a->sums = a->stats + (sets - 1) * parts;

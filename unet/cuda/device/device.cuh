@@ -14,6 +14,15 @@
     extern __shared__ __align__(16) unsigned char weft_shared[];                                   \
     type *name = (type *)weft_shared
 
+/* Values as a launch wants them: each by its address. */
+template <class... P>
+static inline cudaError_t device_launch_values(const void *kernel, dim3 grid, dim3 block,
+                                               size_t bytes, cudaStream_t stream, P... value)
+{
+    void *at[] = {(void *)&value...};
+    return cudaLaunchKernel(kernel, grid, block, at, bytes, stream);
+}
+
 /* cudaSuccess, or why it cannot run. `bytes` of dynamic shared memory, also above 48 KiB. */
 template <class... P, class... A>
 static inline cudaError_t device_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t bytes,
@@ -28,8 +37,8 @@ static inline cudaError_t device_launch(void (*kernel)(P...), dim3 grid, dim3 bl
         if (rc != cudaSuccess)
             return rc;
     }
-    kernel<<<grid, block, bytes, stream>>>(static_cast<P>(args)...);
-    return cudaGetLastError();
+    return device_launch_values<P...>((const void *)kernel, grid, block, bytes, stream,
+                                      static_cast<P>(args)...);
 }
 
 /* ---- products of tiles, a warp each ------------------------------------------------------------
