@@ -132,7 +132,14 @@ static int run_route(struct stage *s, const struct spec *c)
 
 /* How chains stand: several of different ranks, with parts, for all rows alike or each its own, with a route, of rows of
  * which some have none, two that share their layers. */
-enum { CHAIN_PARTS = 1, CHAIN_ALIKE = 2, CHAIN_ROUTE = 4, CHAIN_SHARED = 8, CHAIN_HOWS = 16 };
+enum {
+    CHAIN_PARTS = 1,
+    CHAIN_ALIKE = 2,
+    CHAIN_ROUTE = 4,
+    CHAIN_SHARED = 8,
+    CHAIN_HOWS = 16,
+    CHAIN_PARTS_MOST = 40
+};
 
 static const char *chains_cannot(const struct device *dev, unsigned how)
 {
@@ -157,7 +164,7 @@ static struct chain make_chain(struct stage *s, const struct spec *c, int i, str
                                struct places at)
 {
     bool again = c->how & CHAIN_SHARED && i;
-    int rank = 1 + (c->e + 5 * i) % 70;
+    int rank = 1 + c->e + 5 * i;
     struct chain k = {.x = x, .y = y, .s = (s->turn ? -.6 : 1) * (1 + .1 * i)};
     k.down = again ? first->down : stage_layer(s, c->c, rank, 0, false, DT_F32);
     s->whole = false;
@@ -168,7 +175,7 @@ static struct chain make_chain(struct stage *s, const struct spec *c, int i, str
         return k;
     k.part = part;
     k.alike = c->how & CHAIN_ALIKE;
-    k.n_part = k.down->out > 1 ? 2 : 1;
+    k.n_part = k.down->out < 2 ? 1 : k.down->out < 64 ? 2 : CHAIN_PARTS_MOST;
     for (int r = 0; r < (k.alike ? 1 : x.n); r++)
         make_shares(part + r * k.n_part, k.n_part, k.down->out, (unsigned)(i + r) + c->how / 4,
                     s->turn, at);
@@ -179,7 +186,7 @@ static struct chain make_chain(struct stage *s, const struct spec *c, int i, str
 static int run_chains(struct stage *s, const struct spec *c)
 {
     struct chain of[CHAINS_MOST];
-    struct share part[CHAINS_MOST * 4];
+    struct share part[CHAINS_MOST * 2 * CHAIN_PARTS_MOST];
     bool exact = s->dev == device_exact(), whole = s->type != DT_F32 && c->how & CHAIN_ROUTE;
     int n = 0;
     s->whole = whole;
@@ -193,7 +200,7 @@ static int run_chains(struct stage *s, const struct spec *c)
         int rows = n % 3 == 1 && row + 2 <= c->n ? 2 : 1;
         s->whole = whole;
         of[n] = make_chain(s, c, n, tensor_rows(x, row, rows), tensor_rows(y, row, rows), of,
-                           &part[4 * n], at);
+                           &part[2 * CHAIN_PARTS_MOST * n], at);
         row += rows + (n == 1); /* one row has none */
     }
     if (exact)
@@ -211,9 +218,11 @@ static void fit_chains(struct spec *c)
 }
 
 static const struct spec chains[] = {
-    {1, 1, 1, 1, 1, 0, 0},     {3, 2, 3, 5, 7, 3, 0},      {2, 4, 4, 16, 16, 4, 0},
-    {8, 3, 3, 33, 17, 8, 0},   {5, 9, 11, 20, 40, 3, 0},   {2, 16, 16, 96, 96, 16, 0},
-    {2, 77, 1, 129, 65, 1, 0}, {4, 8, 8, 320, 320, 31, 0}, {2, 8, 8, 640, 80, 64, 0},
+    {1, 1, 1, 1, 1, 0, 0},      {3, 2, 3, 5, 7, 3, 0},      {2, 4, 4, 16, 16, 4, 0},
+    {3, 2, 2, 9, 24, 76, 0},    {3, 2, 3, 12, 7, 1050, 0},  {8, 3, 3, 33, 17, 8, 0},
+    {5, 9, 11, 20, 40, 3, 0},   {2, 16, 16, 96, 96, 16, 0}, {2, 77, 1, 129, 65, 1, 0},
+    {4, 8, 8, 320, 320, 31, 0}, {2, 8, 8, 640, 80, 64, 0},  {8, 3, 5, 24, 40, 255, 0},
+    {3, 2, 3, 8, 9, 2077, 0},
 };
 
 /* ---- gates ----------------------------------------------------------------------------------- */
@@ -331,7 +340,7 @@ GROUP(scale, .bound = BOUND_ONCE, .least = .01, .hows = 4, SHAPES(pieces, 3),
       .most = {3, 9, 9, 130, 70, 0, 0})
 GROUP(route, .bound = BOUND_ONCE, .least = .01, .hows = ROUTES, SHAPES(pieces, 3),
       .most = {3, 9, 9, 260, 0, 0, 0})
-GROUP(chains, .bound = BOUND_SUM, .least = 1, .hows = CHAIN_HOWS, SHAPES(chains, 3),
+GROUP(chains, .bound = BOUND_SUM, .least = 1, .hows = CHAIN_HOWS, SHAPES(chains, 5),
       .most = {8, 8, 8, 200, 50, 66, 0}, .fit = fit_chains)
 GROUP(gate, .bound = BOUND_SUM, .least = .1, .hows = 8, SHAPES(gates, 3),
       .most = {3, 7, 7, 140, 9, 6, 0}, .fit = fit_gate)

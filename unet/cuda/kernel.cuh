@@ -42,7 +42,8 @@ template <> __device__ __forceinline__ bf16 from_float<bf16>(float v)
 }
 
 /* N values that are loaded and stored in one go; N * sizeof(T) is 2 to 16, and the address a multiple of it. */
-template <class T, int N> struct __align__(N * sizeof(T)) pack {
+template <class T, int N> struct __align__(N * sizeof(T)) pack
+{
     T v[N];
 };
 
