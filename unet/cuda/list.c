@@ -178,40 +178,44 @@ static bool capture(struct cuda *c, struct seen *s)
     if (rc == 0 && end == cudaSuccess && s->graph)
         return true;
     cudaGetLastError();
-    err_clear(
-        &c->broken); /* run one by one it will tell again, if it is not only capturing that fails */
+    err_clear(&c->broken); /* run one by one it tells again what is wrong beside capturing */
     s->graph = NULL;
     return false;
 }
 
 /* ---- running --------------------------------------------------------------------------------- */
 
-/* Room for n bytes of params, here and on the device: ERR_NOMEM, and nothing else has happened. */
+/* Room for so many bytes of params, here and on the device: or ERR_NOMEM, and nothing else has happened. */
 static int params_room(struct cuda *c, size_t bytes, struct err *err)
 {
     struct cuda_list *l = c->list;
     size_t n = l->room ? l->room : 1 << 20;
+    unsigned char *host[AHEAD_MOST] = {NULL};
     while (n < bytes)
         n *= 2;
     if (n == l->room)
         return 0;
-    forget_all(c);
-    cuda_give(c, l->device);
-    l->room = 0;
-    l->device = cuda_take(c, n);
-    bool all = l->device != NULL;
+    unsigned char *device = cuda_take(c, n);
+    bool all = device != NULL;
     for (int i = 0; i < AHEAD_MOST && all; i++) {
-        if (l->host[i])
-            cudaFreeHost(l->host[i]);
-        l->host[i] = NULL;
-        all = cudaMallocHost((void **)&l->host[i], n) == cudaSuccess;
+        all = cudaMallocHost((void **)&host[i], n) == cudaSuccess;
         if (all && !l->done[i])
             all = cudaEventCreateWithFlags(&l->done[i], cudaEventDisableTiming) == cudaSuccess;
     }
+    if (all)
+        forget_all(c); /* and waits for those that read the old ones */
+    for (int i = 0; i < AHEAD_MOST; i++) {
+        unsigned char *gone = all ? l->host[i] : host[i];
+        if (gone)
+            cudaFreeHost(gone);
+        l->host[i] = all ? host[i] : l->host[i];
+    }
+    cuda_give(c, all ? l->device : device);
     if (!all) {
         cudaGetLastError();
         return c->broken.code ? c->broken.code : err_nomem(err, n);
     }
+    l->device = device;
     l->room = n;
     return 0;
 }
