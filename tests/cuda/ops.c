@@ -103,10 +103,14 @@ static int run_upsample(struct stage *s, const struct spec *c)
 
 /* ---- norms ----------------------------------------------------------------------------------- */
 
+/* A mean of 100 is for so many values: of two that are nearly alike float32 does not know how far apart they are. */
+enum { FAR_LEAST = 8 };
+
 /* In place, with a value a channel besides, with a mean of 100; an activation each. */
 static int run_group_norm(struct stage *s, const struct spec *c)
 {
-    const bool in_place = c->how & 1, more = c->how & 2, far = c->how & 4;
+    const bool in_place = c->how & 1, more = c->how & 2,
+               far = c->how & 4 && c->h * c->w * c->c / c->d >= FAR_LEAST;
     const struct form_of in = {in_place ? ROLE_CHANGED : ROLE_IN, 1, far ? 100 : 0, false, false};
     struct norm *g = stage_norm(s, c->c, c->d);
     struct tensor *x = stage_tensor(s, c->n, c->h, c->w, c->c, &in),
@@ -118,7 +122,7 @@ static int run_group_norm(struct stage *s, const struct spec *c)
 
 static int run_layer_norm(struct stage *s, const struct spec *c)
 {
-    const bool in_place = c->how & 1, far = c->how & 2;
+    const bool in_place = c->how & 1, far = c->how & 2 && c->c >= FAR_LEAST;
     const struct form_of in = {in_place ? ROLE_CHANGED : ROLE_IN, 1, far ? 100 : 0, false, false};
     struct norm *g = stage_norm(s, c->c, 0);
     struct tensor *x = stage_tensor(s, c->n, c->h, c->w, c->c, &in),
@@ -133,28 +137,28 @@ static void fit_groups(struct spec *c)
     c->c = (c->c + c->d - 1) / c->d * c->d;
 }
 
-/* A group alone has no variance but eps: not of one value. */
+/* Of two values that are nearly alike float32 knows no variance. */
 static void fit_group_norm(struct spec *c)
 {
     fit_groups(c);
-    c->h += c->c == c->d && c->h * c->w == 1;
+    c->h += c->h * c->w * c->c / c->d < 4 ? 4 : 0;
 }
 
 static void fit_layer_norm(struct spec *c)
 {
-    c->c += c->c == 1;
+    c->c += c->c < 4 ? 4 : 0;
 }
 
 /* d groups */
 static const struct spec group_norms[] = {
-    {1, 2, 1, 1, 1, 0, 0},      {2, 3, 5, 6, 3, 0, 0},      {1, 1, 1, 32, 8, 0, 0},
+    {1, 5, 1, 1, 1, 0, 0},      {2, 3, 5, 6, 3, 0, 0},      {1, 1, 1, 32, 8, 0, 0},
     {3, 5, 7, 20, 5, 0, 0},     {2, 9, 11, 33, 3, 0, 0},    {1, 31, 17, 16, 8, 0, 0},
     {2, 4, 4, 96, 32, 0, 0},    {2, 16, 16, 320, 32, 0, 0}, {1, 8, 8, 1280, 32, 0, 0},
     {1, 64, 64, 128, 32, 0, 0}, {1, 5, 3, 2560, 32, 0, 0},
 };
 
 static const struct spec layer_norms[] = {
-    {1, 1, 1, 2, 0, 0, 0},   {2, 3, 5, 7, 0, 0, 0},    {1, 4, 4, 16, 0, 0, 0},
+    {1, 1, 1, 4, 0, 0, 0},   {2, 3, 5, 7, 0, 0, 0},    {1, 4, 4, 16, 0, 0, 0},
     {3, 3, 1, 33, 0, 0, 0},  {1, 9, 11, 96, 0, 0, 0},  {2, 77, 1, 129, 0, 0, 0},
     {2, 8, 8, 320, 0, 0, 0}, {2, 77, 1, 768, 0, 0, 0}, {1, 8, 8, 1280, 0, 0, 0},
 };
