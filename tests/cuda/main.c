@@ -1,6 +1,6 @@
 /* Tests of a device, above all of a GPU: every op, networks, whole pictures, against the same in double.
  *
- *     weft-cuda-tests [--data DIR] [--values f32|f16|bf16|all] [--filter WORDS] [--quick] …
+ *     weft-test-cuda [--data DIR] [--values f32|f16|bf16|all] [--filter WORDS] [--quick] …
  *
  * A line a group; 0 where all is well or there is no GPU, 1 else. */
 #include "check.h"
