@@ -132,39 +132,6 @@ static bool is_product(const struct layer *l)
     return l->out && l->kh * l->kw == 1 && l->stride == 1;
 }
 
-/* Whether a branch is one chain of products at a layer and nothing else, which comes in whole. */
-static bool is_chain(const struct run *r, const struct branch *br, const struct bound *b,
-                     const struct layer *l)
-{
-    return !br->joint && !b->next && is_product(&b->side.down) && is_product(&b->side.up) &&
-           !b->side.up2.out && is_whole(r, br, l);
-}
-
-/* Chains of branches from the i-th on, each another adapter's on other rows: *n of them, and the branch behind the last. */
-static int gather(const struct run *r, int i, const struct tensor *y, const struct layer *l,
-                  const struct tensor *x, struct chain *c, int *n)
-{
-    int row1 = 0;
-    for (*n = 0; i < r->n_branch && *n < CHAINS_MOST; i++) {
-        const struct branch *br = &r->branch[i];
-        const struct bound *b = acts(r, br, l->site);
-        bool twice = br->row0 < row1;
-        if (!b)
-            continue;
-        for (int k = 0; k < *n; k++)
-            twice = twice || c[k].down == &b->side.down;
-        if (twice || !is_chain(r, br, b, l))
-            break;
-        row1 = br->row1;
-        c[(*n)++] = (struct chain){.down = &b->side.down,
-                                   .up = &b->side.up,
-                                   .x = tensor_rows(x, br->row0, br->row1 - br->row0),
-                                   .y = tensor_rows(y, br->row0, br->row1 - br->row0),
-                                   .s = (double)br->strength * b->factor * b->side.scale};
-    }
-    return i;
-}
-
 /* Shares of parts of chains that run at once. */
 struct share_room {
     struct share at[512];
@@ -203,7 +170,7 @@ static bool joint_chain(struct run *r, const struct branch *b, const struct join
 }
 
 /* What the i-th branch, or the joint that it begins, does at a layer as one chain. Returns the branch behind; i: that is more
- * than a chain; c->down NULL: it is nothing. */
+ * than a chain, or than this backend's; c->down NULL: it is nothing. */
 static int as_chain(struct run *r, int i, const struct tensor *y, const struct layer *l,
                     const struct tensor *x, struct chain *c, struct share_room *room)
 {
@@ -211,14 +178,16 @@ static int as_chain(struct run *r, int i, const struct tensor *y, const struct l
     const struct joined *j = br->joint ? br->joint->at[l->site] : NULL;
     const struct bound *b = acts(r, br, l->site);
     int rows = br->row1 - br->row0;
+    bool all = r->dev->be->chains_all;
     *c = (struct chain){.x = tensor_rows(x, br->row0, rows), .y = tensor_rows(y, br->row0, rows)};
-    if (j && !br->part && !is_gated(r, br, l->site))
+    if (all && j && !br->part && !is_gated(r, br, l->site))
         return acts(r, &br[j->part[0]], l->site) && joint_chain(r, br, j, l, c, room)
                    ? i + br->joint->n
                    : i;
     if (!b)
         return i + 1;
-    if (j || b->next || !is_product(&b->side.down) || !is_product(&b->side.up) || b->side.up2.out ||
+    if (j || (!all && (br->joint || !is_whole(r, br, l))) || b->next ||
+        !is_product(&b->side.down) || !is_product(&b->side.up) || b->side.up2.out ||
         room->n + rows > (int)(sizeof room->at / sizeof *room->at))
         return i;
     c->down = &b->side.down;
@@ -235,18 +204,29 @@ static int as_chain(struct run *r, int i, const struct tensor *y, const struct l
     return i + 1;
 }
 
-/* As gather, for a backend that takes all chains. */
-static int gather_all(struct run *r, int i, const struct tensor *y, const struct layer *l,
-                      const struct tensor *x, struct chain *c, struct share_room *room, int *n)
+/* Whether the n-th chain, of rows from row0 on, goes with those before it, whose rows end with row1. */
+static bool goes_with(const struct run *r, const struct chain *c, int n, int row0, int row1)
+{
+    bool same = false;
+    for (int k = 0; k < n && !r->dev->be->chains_all; k++)
+        same = same || c[k].down == c[n].down;
+    return row0 >= row1 && !same;
+}
+
+/* Chains of branches from the i-th on, on rows that none shares: *n of them, and the branch behind the last. */
+static int gather(struct run *r, int i, const struct tensor *y, const struct layer *l,
+                  const struct tensor *x, struct chain *c, struct share_room *room, int *n)
 {
     int row1 = 0;
     *n = room->n = 0;
-    while (i < r->n_branch && *n < CHAINS_MOST && r->branch[i].row0 >= row1) {
+    while (i < r->n_branch && *n < CHAINS_MOST) {
+        const struct branch *br = &r->branch[i];
         int behind = as_chain(r, i, y, l, x, &c[*n], room);
-        if (behind == i)
+        bool is = c[*n].down != NULL;
+        if (behind == i || (is && !goes_with(r, c, *n, br->row0, row1)))
             break;
-        row1 = c[*n].down ? r->branch[i].row1 : row1;
-        *n += c[*n].down != NULL;
+        row1 = is ? br->row1 : row1;
+        *n += is;
         i = behind;
     }
     return i;
@@ -255,10 +235,7 @@ static int gather_all(struct run *r, int i, const struct tensor *y, const struct
 /* All of them at once where the backend can, which is what a batch of many adapters needs (S-LoRA, Sheng et al. 2023). */
 static void run_chains(struct run *r, struct chain *c, int n)
 {
-    unsigned mark = run_mark(r);
     const struct backend *be = r->dev->be;
-    for (int i = 0; i < n && !c[i].t.c; i++)
-        c[i].t = run_layer_tensor(r, c[i].down, &c[i].x);
     if (be->chains && !r->err.code && (!r->measuring || r->preparing)) {
         be->chains(r->dev, c, n, r->preparing, &r->err);
     } else {
@@ -269,7 +246,6 @@ static void run_chains(struct run *r, struct chain *c, int n)
             one_layer(r, &c[i].y, c[i].up, &c[i].t, true);
         }
     }
-    run_pop(r, mark);
 }
 
 /* y += strength * (gain o h + shift), of which as much comes in as of the branch (NULL: all). */
@@ -521,7 +497,7 @@ static int add_branch(struct run *r, int i, struct tensor *y, const struct layer
     struct share_room room;
     bool all = r->dev->be->chains_all;
     unsigned mark = run_mark(r);
-    int n, behind = all ? gather_all(r, i, y, l, x, c, &room, &n) : gather(r, i, y, l, x, c, &n);
+    int n, behind = gather(r, i, y, l, x, c, &room, &n);
     if (n > (all ? 0 : 1))
         run_chains(r, c, n);
     run_pop(r, mark);
