@@ -215,13 +215,6 @@ static const struct spec attentions[] = {
 
 /* ---- the groups ------------------------------------------------------------------------------ */
 
-#define GROUP(name_, ...)                                                                          \
-    static void check_##name_(struct device *dev, enum dtype type)                                 \
-    {                                                                                              \
-        static const struct op op = {.name = #name_, .run = run_##name_, __VA_ARGS__};             \
-        check_op(dev, type, &op);                                                                  \
-    }
-
 #define ANY                                                                                        \
     {                                                                                              \
         3, 12, 12, 300, 40, 8, 0                                                                   \

@@ -171,13 +171,6 @@ static const struct spec plain[] = {
 
 /* ---- the groups ------------------------------------------------------------------------------ */
 
-#define GROUP(name_, ...)                                                                          \
-    static void check_##name_(struct device *dev, enum dtype type)                                 \
-    {                                                                                              \
-        static const struct op op = {.name = #name_, .run = run_##name_, __VA_ARGS__};             \
-        check_op(dev, type, &op);                                                                  \
-    }
-
 #define ANY                                                                                        \
     {                                                                                              \
         3, 10, 10, 200, 40, 0, 0                                                                   \

@@ -325,13 +325,6 @@ static const struct spec pieces[] = {
 
 /* ---- the groups ------------------------------------------------------------------------------ */
 
-#define GROUP(name_, ...)                                                                          \
-    static void check_##name_(struct device *dev, enum dtype type)                                 \
-    {                                                                                              \
-        static const struct op op = {.name = #name_, .run = run_##name_, __VA_ARGS__};             \
-        check_op(dev, type, &op);                                                                  \
-    }
-
 GROUP(layer, .bound = BOUND_SUM, .least = .1, .hows = 8, SHAPES(layers, 4),
       .most = {3, 10, 10, 70, 60, 8, 0}, .fit = fit_layer)
 GROUP(layer_back, .bound = BOUND_SUM, .least = .1, .hows = 4, SHAPES(layers, 4),

@@ -94,6 +94,13 @@ struct op {
     void (*fit)(struct spec *c); /* makes a random one possible; NULL: any is */
 };
 void check_op(struct device *dev, enum dtype type, const struct op *op);
+/* check_NAME, a group of run_NAME. */
+#define GROUP(name_, ...)                                                                          \
+    static void check_##name_(struct device *dev, enum dtype type)                                 \
+    {                                                                                              \
+        static const struct op op = {.name = #name_, .run = run_##name_, __VA_ARGS__};             \
+        check_op(dev, type, &op);                                                                  \
+    }
 #define SHAPES(s, quick) .shape = s, .n_shape = (int)(sizeof(s) / sizeof *(s)), .n_quick = quick
 
 #endif
