@@ -13,6 +13,8 @@
 #   make deps       the packages weft is built from
 #   make install    PREFIX=/usr/local
 
+.DEFAULT_GOAL := all
+
 CONFIG ?= release
 PREFIX ?= /usr/local
 B      := build/$(CONFIG)
